@@ -1,0 +1,1 @@
+"""Views of a batch, made on the accelerator; each returns pixels and the parameters it drew."""

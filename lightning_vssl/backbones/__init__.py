@@ -1,0 +1,1 @@
+"""Networks that turn pixels into feature maps, and their weights on disk."""

@@ -1,0 +1,1 @@
+"""What watches a run: online evaluation, collapse monitors, pictures, progress, export."""

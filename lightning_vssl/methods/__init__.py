@@ -1,0 +1,1 @@
+"""The papers, one file each: LightningModules that pretrain a backbone."""

@@ -1,0 +1,1 @@
+"""Numbers of the evaluations: pure functions, and torchmetrics classes over them."""
