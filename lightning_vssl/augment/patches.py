@@ -1,0 +1,318 @@
+"""Catch-the-Patch's synthetic tracks: cut a patch, let it move, hide it now and then.
+
+Source: Wang et al., CVPR 2021, section 3.3 and supplement G; where both are silent, the values of
+the authors' released configuration. Differences from the paper's text, all as released: two to
+four key frames instead of three to five, eased as well as linear motion, patch sides from about 9
+to 108 pixels, and a patch that is never hidden in the first frame or in the frame it was cut from.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_vssl.nn.keyed import uniform
+
+# Streams of the keyed generator; each kind of draw has its own.
+_ANCHOR, _JITTER, _PLACE = 16, 17, 18
+_CENTRE_KEYS, _SIZE_KEYS, _ALPHA_KEYS = 19, 20, 21
+_CENTRE_SHIFT, _SIZE_SHIFT = 22, 23
+_CENTRE_EASING, _SIZE_EASING = 24, 25
+_SOURCE, _SHAPE, _EDGE, _ALPHA, _HIDE = 26, 27, 28, 29, 30
+
+_EASING = (0.70, 0.85)  # cumulated: linear, accelerating, (rest) decelerating
+_SHAPES = (0.50, 0.85)  # cumulated: rectangle, ellipse, (rest) rhombus
+
+
+def draw_key_frames(
+    key: Tensor, frames: int, probabilities: Sequence[float], stream: int
+) -> Tensor:
+    """Draws the frames between which a trajectory is interpolated.
+
+    The first and the last frame are always key frames. Inner ones sit on an even grid of spacing
+    d, moved by an integer jitter in [-d/3, d/3).
+
+    Args:
+        key: Keys of the samples, (B,) int64.
+        frames: Frames T of the clip.
+        probabilities: Probability of 0, 1, 2, ... inner key frames.
+        stream: The stream of random numbers to use.
+
+    Returns:
+        Frame indices, (B, len(probabilities) + 1) int64, ascending. Rows with fewer inner key
+        frames are filled up with the last frame: segments of no length.
+    """
+    most = len(probabilities) - 1
+    draws = uniform(key, most + 1, stream)  # (B, 1 + most)
+    cumulated = torch.tensor(probabilities, device=key.device).cumsum(0)[:-1]
+    inner = (draws[:, :1] >= cumulated).sum(1)  # (B,)
+    order = torch.arange(1, most + 1, device=key.device)  # (most,)
+    spacing = frames / (inner[:, None] + 1).float()  # (B, 1)
+    reach = (spacing / 3).floor()
+    jitter = (draws[:, 1:] * 2 * reach).floor() - reach
+    ticks = ((spacing * order).floor() + jitter).long()  # (B, most)
+    ticks = torch.where(order <= inner[:, None], ticks, frames - 1).clamp(0, frames - 1)
+    ends = torch.tensor([0, frames - 1], device=key.device).expand(len(key), 2)
+    return torch.cat([ends[:, :1], ticks, ends[:, 1:]], dim=1).sort(1).values
+
+
+def interpolate(values: Tensor, key_frames: Tensor, frames: int, easing: Tensor) -> Tensor:
+    """Fills in the frames between key frames.
+
+    Args:
+        values: Values at the key frames, (B, M, ...).
+        key_frames: Frame indices, (B, M) int64, ascending from 0 to ``frames - 1``.
+        frames: Frames T of the clip.
+        easing: Number in [0, 1) of each segment, (B, M - 1): below 0.7 the value changes evenly,
+            below 0.85 with constant acceleration from rest, else with constant deceleration.
+
+    Returns:
+        Values of every frame, (B, T, ...).
+    """
+    time = torch.arange(frames, device=values.device)
+    trailing = (1,) * (values.dim() - 2)
+    result = values[:, :1].expand(-1, frames, *values.shape[2:]).clone()
+    for segment in range(key_frames.shape[1] - 1):
+        start, end = key_frames[:, segment, None], key_frames[:, segment + 1, None]  # (B, 1)
+        share = (time - start) / (end - start).clamp(min=1)  # (B, T)
+        kind = easing[:, segment, None]
+        eased = torch.where(kind < _EASING[0], share, share**2)
+        eased = torch.where(kind < _EASING[1], eased, 1 - (1 - share) ** 2)
+        first, last = values[:, segment, None], values[:, segment + 1, None]
+        between = first + (last - first) * eased.view(*eased.shape, *trailing).to(values)
+        inside = ((time > start) & (time <= end)).view(*eased.shape, *trailing)
+        result = torch.where(inside, between, result)
+    return result
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Everything that was drawn for the patches of a batch: enough to paste them again.
+
+    Attributes:
+        boxes: Where each patch is, (B, K, T, 4) int64, xyxy in pixels; both the place it is pasted
+            at and the label.
+        source: Frame that each patch is cut from, (B, K) int64.
+        shape: 0 rectangle, 1 ellipse, 2 rhombus, (B, K) int64.
+        edge: Radius in [0.30, 0.45) at which a soft edge begins to fall off, 0.5 for a hard edge,
+            (B, K).
+        alpha: Opacity in [0.8, 1], (B, K, T).
+        shown: Whether the patch is pasted, (B, K, T) bool.
+    """
+
+    boxes: Tensor
+    source: Tensor
+    shape: Tensor
+    edge: Tensor
+    alpha: Tensor
+    shown: Tensor
+
+
+class PatchTracks(nn.Module):
+    """Pre-set trajectories: the label source of the paper (Table 1, "Pre-set").
+
+    Lengths are in pixels of the clip and fit 112 x 112 pixels.
+
+    Args:
+        trajectories: Patches K per clip (Table 2a).
+        hidden: Probability that a patch is not shown in a frame, the masked region model
+            (Table 2b).
+        speed: Greatest speed of a patch per axis, in pixels per frame (supplement Table 5).
+        growth: Greatest change of a side's logarithm per frame (supplement Table 5).
+        scales: Sizes of the patches, the square root of the area in pixels.
+        ratios: Aspect ratios, width over height.
+        scale_jitter: Each side is multiplied by exp of a number in plus or minus this.
+        key_frames: Probability of 0, 1, 2, ... key frames between the first and the last.
+        opacity: Range that the opacity at key frames is drawn from.
+        soft_edges: Probability of a soft edge.
+    """
+
+    def __init__(
+        self,
+        trajectories: int = 3,
+        hidden: float = 0.2,
+        speed: float = 3.0,
+        growth: float = 0.025,
+        scales: Sequence[float] = (16, 24, 28, 32, 48, 64),
+        ratios: Sequence[float] = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0),
+        scale_jitter: float = 0.18,
+        key_frames: Sequence[float] = (0.5, 0.3, 0.2),
+        opacity: tuple[float, float] = (0.8, 1.0),
+        soft_edges: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if trajectories < 1:
+            raise ValueError(f"trajectories must be at least 1, got {trajectories}")
+        if not 0 <= hidden < 1:
+            raise ValueError(f"hidden must be a probability in [0, 1), got {hidden}")
+        if not math.isclose(sum(key_frames), 1):
+            raise ValueError(f"key_frames must sum to 1, got {list(key_frames)}")
+        self.trajectories = trajectories
+        self.hidden = hidden
+        self.speed = speed
+        self.growth = growth
+        self.scale_jitter = scale_jitter
+        self.key_frames = tuple(key_frames)
+        self.opacity = opacity
+        self.soft_edges = soft_edges
+        sides = [(s * math.sqrt(r), s / math.sqrt(r)) for r in ratios for s in scales]
+        self.register_buffer("anchors", torch.tensor(sides), persistent=False)  # (A, 2) w, h
+        self.anchors: Tensor
+
+    def draw(self, key: Tensor, frames: int, height: int, width: int) -> Tracks:
+        """Draws the tracks of a batch.
+
+        Args:
+            key: Keys of the samples, (B,) int64.
+            frames: Frames T of the clips.
+            height: Height of the clips in pixels.
+            width: Width of the clips in pixels.
+
+        Returns:
+            The tracks; no pixel is looked at.
+        """
+        batch, count = len(key), self.trajectories
+        alpha = self._opacity(key, frames)
+        source = (uniform(key, count, _SOURCE) * frames).long()  # (B, K)
+        shown = uniform(key, count * frames, _HIDE).view(batch, count, frames) >= self.hidden
+        shown[..., 0] = True
+        shown.scatter_(2, source[..., None], True)
+        kind = uniform(key, count, _SHAPE)
+        shape = (kind >= _SHAPES[0]).long() + (kind >= _SHAPES[1]).long()
+        soft, turn = uniform(key, 2 * count, _EDGE).view(batch, 2, count).unbind(1)
+        edge = torch.where(soft < self.soft_edges, 0.30 + 0.15 * turn, 0.5)
+        boxes = self._boxes(key, frames, height, width)
+        return Tracks(boxes, source, shape, edge, alpha, shown)
+
+    def _opacity(self, key: Tensor, frames: int) -> Tensor:
+        """Draws the opacity of each patch in each frame, (B, K, T); always linear in time."""
+        batch, count = len(key), self.trajectories
+        knots = len(self.key_frames) + 1
+        low, high = self.opacity
+        # Each patch has key frames of its own: fold K into the batch, with a key for each.
+        folded = torch.arange(count, device=key.device) * 0x5851F42D4C957F2D
+        folded = (key[:, None] ^ folded).flatten()  # (B * K,)
+        when = draw_key_frames(folded, frames, self.key_frames, _ALPHA_KEYS)  # (B * K, M)
+        values = low + (high - low) * uniform(folded, knots, _ALPHA)  # (B * K, M)
+        linear = values.new_zeros(len(values), knots - 1)
+        return interpolate(values, when, frames, linear).view(batch, count, frames)
+
+    def _boxes(self, key: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """Draws the boxes of the trajectories, (B, K, T, 4) int64."""
+        batch, count = len(key), self.trajectories
+        knots = len(self.key_frames) + 1
+        canvas = torch.tensor([width, height], device=key.device, dtype=torch.float32)
+        anchor = (uniform(key, count, _ANCHOR) * len(self.anchors)).long()  # (B, K)
+        jitter = uniform(key, 2 * count, _JITTER).view(batch, count, 2) * 2 - 1
+        size = self.anchors[anchor] * (jitter * self.scale_jitter).exp()  # (B, K, 2)
+        size = torch.minimum(size.clamp(min=1), canvas - 1)
+        corner = uniform(key, 2 * count, _PLACE).view(batch, count, 2) * (canvas - size)
+        centre = corner + size / 2
+
+        when = draw_key_frames(key, frames, self.key_frames, _CENTRE_KEYS)  # (B, M)
+        step = when.diff(dim=1).float()  # (B, M - 1)
+        shift = uniform(key, 2 * count * (knots - 1), _CENTRE_SHIFT) * 2 - 1
+        shift = shift.view(batch, knots - 1, count, 2) * self.speed * step[..., None, None]
+        centres = [centre]
+        for segment in range(knots - 1):
+            moved = centres[-1] + shift[:, segment]
+            centres.append(torch.minimum(torch.maximum(moved, size / 2), canvas - size / 2))
+        easing = uniform(key, knots - 1, _CENTRE_EASING)
+        middle = interpolate(torch.stack(centres, 1), when, frames, easing)  # (B, T, K, 2)
+
+        when = draw_key_frames(key, frames, self.key_frames, _SIZE_KEYS)
+        step = when.diff(dim=1).float()
+        change = uniform(key, 2 * count * (knots - 1), _SIZE_SHIFT) * 2 - 1
+        change = change.view(batch, knots - 1, count, 2) * self.growth * step[..., None, None]
+        total = F.pad(change.cumsum(1), (0, 0, 0, 0, 1, 0))  # (B, M, K, 2)
+        easing = uniform(key, knots - 1, _SIZE_EASING)
+        sides = interpolate(size[:, None] * total.exp(), when, frames, easing)  # (B, T, K, 2)
+
+        low = torch.minimum((middle - sides / 2).clamp(min=0), canvas).round()
+        high = torch.minimum((middle + sides / 2).clamp(min=0), canvas).round()
+        high = torch.maximum(high, low + 1)  # a patch has at least one pixel
+        low = low - (high - canvas).clamp(min=0)
+        boxes = torch.cat([low, torch.minimum(high, canvas)], dim=-1)
+        return boxes.permute(0, 2, 1, 3).long()
+
+    def forward(self, video: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pastes moving patches into clips.
+
+        Args:
+            video: Clips, (B, T, 3, H, W) float; changed in place.
+            key: Keys of the samples, (B,) int64.
+
+        Returns:
+            The clips; the boxes, (B, K, T, 4) float, xyxy in pixels; the weight of each frame in
+            the loss, (B, K, T), all 1.
+        """
+        frames, _, height, width = video.shape[1:]
+        tracks = self.draw(key, frames, height, width)
+        return paste(video, tracks), tracks.boxes.to(video), torch.ones_like(tracks.alpha)
+
+
+def patch_alpha(shape: int, edge: float, height: int, width: int, device: torch.device) -> Tensor:
+    """Draws the opacity of a patch inside its box, (height, width) in [0, 1].
+
+    Args:
+        shape: 0 rectangle, 1 ellipse, 2 rhombus.
+        edge: Distance from the centre, in sides, at which the opacity begins to fall linearly to
+            0 at half a side; 0.5 for a hard edge.
+        height: Height of the box in pixels.
+        width: Width of the box in pixels.
+        device: Where to make it.
+    """
+    y = ((torch.arange(height, device=device) + 0.5) / height - 0.5).abs()[:, None]
+    x = ((torch.arange(width, device=device) + 0.5) / width - 0.5).abs()[None, :]
+    if shape == 0:
+        distance = torch.maximum(x, y)
+    elif shape == 1:
+        distance = (x**2 + y**2).sqrt()
+    else:
+        distance = x + y
+    if edge >= 0.5:
+        return (distance < 0.5).float()
+    return ((0.5 - distance) / (0.5 - edge)).clamp(0, 1)
+
+
+def paste(video: Tensor, tracks: Tracks) -> Tensor:
+    """Pastes the patches of `tracks` into clips.
+
+    A patch is cut from its source frame before anything is pasted, resized (antialiased) to each
+    frame's box, and blended in. Large patches are pasted first, so that small ones stay visible.
+
+    Args:
+        video: Clips, (B, T, 3, H, W) float; changed in place.
+        tracks: What `PatchTracks.draw` returned for them.
+
+    Returns:
+        ``video``.
+    """
+    # One transfer for the whole batch: slices need their bounds on the host.
+    boxes, sources = tracks.boxes.tolist(), tracks.source.tolist()
+    shapes, edges, shown = tracks.shape.tolist(), tracks.edge.tolist(), tracks.shown.tolist()
+    sides = (tracks.boxes[..., 2:] - tracks.boxes[..., :2]).float().mean(2)  # (B, K, 2)
+    order = sides.prod(-1).argsort(dim=1, descending=True, stable=True).tolist()
+    for b, clip in enumerate(video):
+        cuts = []
+        for k, source in enumerate(sources[b]):
+            x1, y1, x2, y2 = boxes[b][k][source]
+            cuts.append(clip[source, :, y1:y2, x1:x2].clone())
+        for k in order[b]:
+            sized: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+            for t, (x1, y1, x2, y2) in enumerate(boxes[b][k]):
+                if not shown[b][k][t]:
+                    continue
+                size = (y2 - y1, x2 - x1)
+                if size not in sized:
+                    patch = F.interpolate(
+                        cuts[k][None], size=size, mode="bilinear", antialias=True
+                    )[0]
+                    alpha = patch_alpha(shapes[b][k], edges[b][k], *size, clip.device)
+                    sized[size] = patch, alpha.to(clip)
+                patch, alpha = sized[size]
+                clip[t, :, y1:y2, x1:x2].lerp_(patch, alpha * tracks.alpha[b, k, t].to(clip))
+    return video
