@@ -102,7 +102,7 @@ def gather_uneven(x: Tensor) -> Tensor:
     counts = gather(torch.tensor([x.shape[0]], device=x.device)).tolist()
     padded = x.new_zeros((max(counts), *x.shape[1:]))
     padded[: x.shape[0]] = x.detach()
-    parts = _all_gather(padded).unflatten(0, (len(counts), max(counts)))
+    parts = _all_gather(padded).reshape(len(counts), max(counts), *x.shape[1:])
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
