@@ -6,13 +6,34 @@ from lightning_vssl.backbones.base import (
     Backbone,
     Pixels,
 )
+from lightning_vssl.backbones.pytorchvideo_video import PytorchvideoNet, PytorchvideoResNet
 from lightning_vssl.backbones.resnet3d import R3D18, R2Plus1D18
+from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
+from lightning_vssl.backbones.weights import (
+    ExportReport,
+    LoadReport,
+    export,
+    load_backbone,
+    load_head,
+    load_weights,
+    sha256,
+)
 
 __all__ = [
     "IMAGENET_PIXELS",
     "KINETICS_PIXELS",
     "R3D18",
     "Backbone",
+    "ExportReport",
+    "LoadReport",
     "Pixels",
+    "PytorchvideoNet",
+    "PytorchvideoResNet",
     "R2Plus1D18",
+    "TorchvisionVideo",
+    "export",
+    "load_backbone",
+    "load_head",
+    "load_weights",
+    "sha256",
 ]

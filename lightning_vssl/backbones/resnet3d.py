@@ -154,6 +154,7 @@ class _ResNet3D(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stage(self, name: str, x: Tensor) -> Tensor:
+        """Runs the stem or one of the four residual stages."""
         out: Tensor = self.get_submodule(name)(x)
         return out
 

@@ -1,0 +1,223 @@
+"""Video networks of pytorchvideo behind the backbone contract.
+
+pytorchvideo is imported where it is used: only a recipe that names one of these classes needs it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightning_vssl.backbones.base import IMAGENET_PIXELS, Backbone, Pixels, as_pixels
+
+_Triple = tuple[int, int, int]
+_Quad = tuple[int, int, int, int]
+
+PytorchvideoName = Literal[
+    "slow_r50",
+    "c2d_r50",
+    "i3d_r50",
+    "r2plus1d_r50",
+    "csn_r101",
+    "x3d_xs",
+    "x3d_s",
+    "x3d_m",
+    "x3d_l",
+]
+
+_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+_PIXELS: Pixels = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
+
+_FIVE = ((0,), (1,), (2,), (3,), (4,))
+_SIX = ((0,), (1,), (2, 3), (4,), (5,))  # a max-pool over time between the first two stages
+_R50 = (64, 256, 512, 1024, 2048)
+_X3D = (24, 24, 48, 96, 192)
+_X3D_STRIDES = ((1, 2), (1, 4), (1, 8), (1, 16), (1, 32))
+_POOLED_STRIDES = ((1, 4), (1, 4), (2, 8), (2, 16), (2, 32))
+
+# Name -> blocks, channels, strides (time, space) of the five stages.
+_NETWORKS: dict[
+    str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple[tuple[int, int], ...]]
+] = {
+    "slow_r50": (_FIVE, _R50, ((1, 4), (1, 4), (1, 8), (1, 16), (1, 32))),
+    "c2d_r50": (_SIX, _R50, _POOLED_STRIDES),
+    "i3d_r50": (_SIX, _R50, _POOLED_STRIDES),
+    "r2plus1d_r50": (_FIVE, _R50, ((1, 2), (1, 4), (1, 8), (2, 16), (4, 32))),
+    "csn_r101": (_FIVE, _R50, ((1, 4), (1, 4), (2, 8), (4, 16), (8, 32))),
+    "x3d_xs": (_FIVE, _X3D, _X3D_STRIDES),
+    "x3d_s": (_FIVE, _X3D, _X3D_STRIDES),
+    "x3d_m": (_FIVE, _X3D, _X3D_STRIDES),
+    "x3d_l": (_FIVE, _X3D, _X3D_STRIDES),
+}
+
+
+class PytorchvideoNet(Backbone):
+    """A network of ``pytorchvideo.models.hub`` by name, without its head.
+
+    Parameters keep pytorchvideo's names (``blocks.0.conv.weight``), so the ``model_state`` of its
+    checkpoints loads as it is. Stages are named ``stem`` and ``layer1`` to ``layer4``; a max-pool
+    between two stages belongs to the later one. The networks with two inputs (SlowFast), with
+    boxes (detection) and with a class token (MViT) are not offered: none of them maps a clip to
+    one feature map.
+
+    Args:
+        name: Which network.
+
+    Raises:
+        ValueError: If the network is not among those that exist.
+    """
+
+    def __init__(self, name: PytorchvideoName) -> None:
+        if name not in _NETWORKS:
+            raise ValueError(f"name must be one of {', '.join(_NETWORKS)}; got {name!r}")
+        from pytorchvideo.models import hub
+
+        blocks, channels, strides = _NETWORKS[name]
+        super().__init__(
+            channels=dict(zip(_STAGES, channels, strict=True)),
+            strides=dict(zip(_STAGES, strides, strict=True)),
+            init_args={"name": name},
+            pixels=_PIXELS,
+        )
+        self._blocks_of = dict(zip(_STAGES, blocks, strict=True))
+        network = getattr(hub, name)(pretrained=False)
+        self.blocks = nn.ModuleList(list(network.blocks)[:-1])
+
+    def stage(self, name: str, x: Tensor) -> Tensor:
+        """Runs the blocks of one stage."""
+        for index in self._blocks_of[name]:
+            x = self.blocks[index](x)
+        return x
+
+
+class PytorchvideoResNet(Backbone):
+    """A 3-D bottleneck ResNet put together from pytorchvideo's parts.
+
+    The defaults are the R3D-50 of CVRL (Qian et al. 2021) and ConST-CL: 31.67 M parameters, a
+    clip of 16 x 224 x 224 becomes 2048 x 8 x 7 x 7 with 45.5 G multiply-adds. The arguments are
+    those of ``pytorchvideo.models.resnet.create_resnet``, one number per stage where it takes a
+    kernel, and any depth. Parameters keep pytorchvideo's names.
+
+    Args:
+        width: Channels of the stem; the stages put out 4, 8, 16 and 32 times as many.
+        depth: Blocks of the four stages.
+        stem_kernel: Kernel of the stem's convolution (T, H, W), each odd.
+        stem_stride: Its stride (T, H, W), H and W alike. A max-pool with stride (1, 2, 2)
+            follows.
+        temporal_kernels: Temporal kernel of the first convolution of every block, by stage; odd.
+        strides: Stride in space of each stage.
+        dilations: Dilation in space of each stage's 3x3 convolutions.
+        pixels: Mean and standard deviation of R, G, B in units of [0, 1].
+
+    Raises:
+        ValueError: If a tuple has the wrong length, a number is below 1 or a kernel is even.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        depth: _Quad = (3, 4, 6, 3),
+        stem_kernel: _Triple = (5, 7, 7),
+        stem_stride: _Triple = (2, 2, 2),
+        temporal_kernels: _Quad = (1, 1, 3, 3),
+        strides: _Quad = (1, 2, 2, 2),
+        dilations: _Quad = (1, 1, 1, 1),
+        pixels: Pixels = IMAGENET_PIXELS,
+    ) -> None:
+        _check_numbers("width", (width,), 1)
+        for name, values in {
+            "depth": depth,
+            "temporal_kernels": temporal_kernels,
+            "strides": strides,
+            "dilations": dilations,
+        }.items():
+            _check_numbers(name, values, 4, odd=name == "temporal_kernels")
+        _check_numbers("stem_kernel", stem_kernel, 3, odd=True)
+        _check_numbers("stem_stride", stem_stride, 3)
+        if stem_stride[1] != stem_stride[2]:
+            raise ValueError(f"stem_stride must be alike in height and width; got {stem_stride}")
+
+        time, space = stem_stride[0], 2 * stem_stride[1]
+        spaces = [space]
+        for stride in strides:
+            spaces.append(spaces[-1] * stride)
+        super().__init__(
+            channels=dict(
+                zip(_STAGES, (width, 4 * width, 8 * width, 16 * width, 32 * width), strict=True)
+            ),
+            strides={name: (time, space) for name, space in zip(_STAGES, spaces, strict=True)},
+            init_args={
+                "width": width,
+                "depth": tuple(depth),
+                "stem_kernel": tuple(stem_kernel),
+                "stem_stride": tuple(stem_stride),
+                "temporal_kernels": tuple(temporal_kernels),
+                "strides": tuple(strides),
+                "dilations": tuple(dilations),
+                "pixels": as_pixels(pixels),
+            },
+            pixels=pixels,
+        )
+        self.blocks = _build(
+            width, depth, stem_kernel, stem_stride, temporal_kernels, strides, dilations
+        )
+
+    def stage(self, name: str, x: Tensor) -> Tensor:
+        """Runs the block of one stage."""
+        out: Tensor = self.blocks[_STAGES.index(name)](x)
+        return out
+
+
+def _check_numbers(name: str, values: Sequence[int], count: int, odd: bool = False) -> None:
+    wrong = len(values) != count or min(values) < 1 or (odd and any(v % 2 == 0 for v in values))
+    if wrong:
+        kind = "odd numbers" if odd else "numbers"
+        raise ValueError(f"{name} must be {count} {kind}, each at least 1; got {values}")
+
+
+def _build(
+    width: int,
+    depth: Sequence[int],
+    stem_kernel: Sequence[int],
+    stem_stride: Sequence[int],
+    temporal_kernels: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> nn.ModuleList:
+    """Makes stem and stages; the names and the initial weights are `create_resnet`'s."""
+    from pytorchvideo.models.net import Net
+    from pytorchvideo.models.resnet import create_bottleneck_block, create_res_stage
+    from pytorchvideo.models.stem import create_res_basic_stem
+
+    blocks = [
+        create_res_basic_stem(
+            in_channels=3,
+            out_channels=width,
+            conv_kernel_size=tuple(stem_kernel),
+            conv_stride=tuple(stem_stride),
+            conv_padding=tuple(size // 2 for size in stem_kernel),
+        )
+    ]
+    channels, inner = width, width
+    for number in range(4):
+        kernel, stride, dilation = temporal_kernels[number], strides[number], dilations[number]
+        blocks.append(
+            create_res_stage(
+                depth=depth[number],
+                dim_in=channels,
+                dim_inner=inner,
+                dim_out=4 * inner,
+                bottleneck=create_bottleneck_block,
+                conv_a_kernel_size=(kernel, 1, 1),
+                conv_a_stride=(1, 1, 1),
+                conv_a_padding=(kernel // 2, 0, 0),
+                conv_b_stride=(1, stride, stride),
+                conv_b_padding=(0, dilation, dilation),
+                conv_b_dilation=(1, dilation, dilation),
+            )
+        )
+        channels, inner = 4 * inner, 2 * inner
+    network = Net(blocks=nn.ModuleList(blocks))  # sets the initial weights
+    made: nn.ModuleList = network.blocks
+    return made
