@@ -1,0 +1,123 @@
+"""The command `lightning-vssl`.
+
+`fit`, `validate`, `test` and `predict` are Lightning's (`lightning_vssl.run`); `export` and `demo`
+are typed functions. Lightning is imported only by the commands that need it.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+DEBUG = "LIGHTNING_VSSL_DEBUG"
+
+
+def main(args: "ArgsType" = None) -> None:
+    """Runs one command.
+
+    Args:
+        args: What would stand behind `lightning-vssl` on the command line; None takes it from
+            there. A dict or a jsonargparse Namespace is a parsed configuration, as in LightningCLI.
+
+    Raises:
+        SystemExit: After an error that the user can mend: one line on stderr, without a traceback
+            unless the variable LIGHTNING_VSSL_DEBUG is 1.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        if isinstance(arguments, list) and arguments[:1] in (["export"], ["demo"]):
+            _tool(arguments[0], arguments[1:])
+        else:
+            from lightning_vssl.run import RunCLI
+
+            RunCLI(located(arguments) if isinstance(arguments, list) else arguments)
+    except Exception as error:
+        message = _plain(error)
+        if message is None or os.environ.get(DEBUG) == "1":
+            raise
+        sys.exit(f"lightning-vssl: error: {message}\n({DEBUG}=1 shows where it was raised)")
+
+
+def _tool(name: str, arguments: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    if name == "export":
+        from lightning_vssl.backbones.weights import export
+
+        auto_cli(export, args=arguments, prog="lightning-vssl export", as_positional=True)
+    else:
+        from lightning_vssl.data.synthetic import demo
+
+        auto_cli(demo, args=arguments, prog="lightning-vssl demo", as_positional=False)
+
+
+def _plain(error: Exception) -> str | None:
+    """Says what the user can mend, or None for anything else.
+
+    That is: a ValueError, an OSError or an unreadable video raised by this package's own code, and
+    a full disk whoever met it.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" {error.filename}" if error.filename else ""
+        return f"no space left on the disk while writing{where}; free some and run again"
+    from lightning_vssl.data.decode import UnreadableVideo
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    ours = module.split(".")[0] == "lightning_vssl"
+    if ours and isinstance(error, ValueError | OSError | UnreadableVideo):
+        return str(error)
+    return None
+
+
+def packaged_recipes() -> Path:
+    """The recipes that came with the package.
+
+    Returns:
+        `lightning_vssl/recipes` of an installed wheel; beside the package in a source tree.
+    """
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def located(arguments: list[str]) -> list[str]:
+    """Replaces each `--config recipes/...` that is no local file by the packaged recipe.
+
+    Args:
+        arguments: The command line behind `lightning-vssl`.
+
+    Returns:
+        The same command line; a local file always wins.
+
+    Raises:
+        FileNotFoundError: If a configuration is neither a local file nor a packaged recipe.
+    """
+    found = list(arguments)
+    for i, word in enumerate(found):
+        if i > 0 and found[i - 1] in ("-c", "--config"):
+            found[i] = _recipe(word)
+        elif word.startswith("--config="):
+            found[i] = "--config=" + _recipe(word.removeprefix("--config="))
+    return found
+
+
+def _recipe(name: str) -> str:
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or path.is_file():
+        return name  # jsonargparse also takes a configuration written out as a string
+    folder = packaged_recipes()
+    packaged = folder.joinpath(*path.parts[1:]) if path.parts[0] == "recipes" else None
+    if packaged is not None and packaged.is_file():
+        return str(packaged)
+    known = sorted(f"recipes/{file.relative_to(folder)}" for file in folder.rglob("*.yaml"))
+    raise FileNotFoundError(
+        f"--config {name}: no such file here, and no such recipe in the package, which has "
+        + ", ".join(known)
+    )
