@@ -184,7 +184,8 @@ class UniformClips(Clips):
         order = np.arange(self.clips)
         if self.placement == "tick":
             tick = max(count - covered + 1, 0) / self.clips
-            return np.floor(tick / 2 + tick * order).astype(np.int64)
+            starts: npt.NDArray[np.float64] = np.floor(tick / 2 + tick * order)
+            return starts.astype(np.int64)
         if self.placement == "centres":
             half = covered // 2
             last = max(count - (covered - half), half)
@@ -377,8 +378,8 @@ def _grid(times: Times, fps: float | None) -> Indices:
     if fps is None:
         return np.arange(len(times))
     first, end = _stretch(times)
-    count = max(1, round((end - first) * fps))
-    return _shown(times, first + np.arange(count) / fps)
+    ticks: npt.NDArray[np.float64] = np.arange(max(1, round((end - first) * fps))) / fps
+    return _shown(times, first + ticks)
 
 
 def _fit(indices: Indices, count: int, short: Short) -> Indices:

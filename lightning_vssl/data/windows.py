@@ -337,7 +337,8 @@ def _crop(
     else:
         top, left = int(place[0] * (room[0] + 1)), int(place[1] * (room[1] + 1))
     y, x = height / resized[0], width / resized[1]
-    return _box(left * x, top * y, size[1] * x, size[0] * y)
+    box = _box(left * x, top * y, size[1] * x, size[0] * y)
+    return np.minimum(box, [width, height, width, height])  # a sum may round beyond the edge
 
 
 def _check_size(size: int) -> None:

@@ -1,0 +1,192 @@
+"""From a row of the manifest to a sample."""
+
+import logging
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_vssl.data.clips import Clips
+from lightning_vssl.data.decode import UnreadableVideo, VideoReader
+from lightning_vssl.data.manifest import Manifest
+from lightning_vssl.data.windows import Windows
+from lightning_vssl.nn.keyed import sample_key
+
+_log = logging.getLogger(__name__)
+
+_WORD = (1 << 64) - 1
+
+
+class _Frames(TypedDict):
+    video: Tensor
+    crop: Tensor
+    time: Tensor
+
+
+class TooManyUnreadable(RuntimeError):
+    """More videos failed while they were read than the limit allows."""
+
+
+class VideoDataset(Dataset[dict[str, Tensor]]):
+    """Clips of the videos of a manifest.
+
+    A sample is a dict: ``video`` (V, T, 3, H, W) uint8 RGB; ``crop`` (V, 4) float32, the rectangle
+    shown, xyxy in pixels of the video as displayed; ``key`` () int64, where every draw starts;
+    ``time`` (V, T) float64, seconds at which the frames are shown; ``index`` () int64, the row
+    delivered; ``replaced`` () bool; ``label`` () int64 where ``labels`` is set.
+
+    It is indexed by (epoch, index), or by index alone for epoch 0. What a sample holds depends on
+    the seed, the epoch and the index alone. A window of several crops a clip makes V = clips x
+    crops, the crops of one clip together.
+
+    A video that breaks while it is read is logged once by name. In training another one, chosen by
+    the key, takes its place, and ``replaced`` says so; the key stays that of the row asked for.
+    The count of distinct broken videos is shared with the workers.
+
+    Args:
+        manifest: The videos, all of them readable as far as their headers tell.
+        clips: Which frames.
+        window: Which part of the picture.
+        seed: The run's seed.
+        labels: Whether samples carry their class.
+        replace: Whether another video stands in for one that breaks: yes in training; no in
+            evaluation, where it raises.
+        max_unreadable: Share of the rows, in [0, 1], that may break before the run stops.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        clips: Clips,
+        window: Windows,
+        *,
+        seed: int = 0,
+        labels: bool = False,
+        replace: bool = True,
+        max_unreadable: float = 0.05,
+    ) -> None:
+        if not len(manifest):
+            raise ValueError("the manifest has no video that can be read")
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(f"max_unreadable={max_unreadable}: a share of the rows, 0 to 1")
+        if labels:
+            _check_labelled(manifest)
+        self.manifest = manifest
+        self.clips = clips
+        self.window = window
+        self.seed = seed
+        self.labels = labels
+        self.replace = replace
+        self.max_unreadable = max_unreadable
+        self._broken = torch.zeros(len(manifest), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @property
+    def unreadable(self) -> npt.NDArray[np.int64]:
+        """Rows that broke while they were read, here and in the workers of this process."""
+        return np.flatnonzero(self._broken.numpy())
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's pixels."""
+        clips, frames = self.clips.shape
+        height, width = self.window.shape
+        return clips * self.window.crops * frames * 3 * height * width
+
+    def __getitem__(self, item: tuple[int, int] | int) -> dict[str, Tensor]:
+        """Reads a sample.
+
+        Args:
+            item: (epoch, index), or an index of epoch 0.
+
+        Raises:
+            UnreadableVideo: If the video breaks and ``replace`` is off.
+            TooManyUnreadable: If more videos have broken than ``max_unreadable`` allows.
+            ValueError: If the clip is longer than its video and the sampler refuses that.
+        """
+        epoch, index = item if isinstance(item, tuple) else (0, int(item))
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of a dataset of {len(self)} videos")
+        key = sample_key(self.seed, epoch, index)
+        row, frames = self._read(index, key)
+        sample: dict[str, Tensor] = {
+            **frames,
+            "key": torch.tensor(key),
+            "index": torch.tensor(row),
+            "replaced": torch.tensor(row != index),
+        }
+        if self.labels:
+            sample["label"] = torch.tensor(self.manifest.label(row))
+        return sample
+
+    def _read(self, index: int, key: int) -> tuple[int, _Frames]:
+        """The clips of a row, or of the first readable one of the rows that the key names."""
+        try:
+            return index, self._clip(index, key)
+        except UnreadableVideo as error:
+            self._note(index, error)
+        others = np.random.Generator(np.random.Philox(key=(key & _WORD) | 1 << 64))
+        while True:
+            row = int(others.integers(len(self)))
+            if row == index:
+                continue
+            try:
+                return row, self._clip(row, key)
+            except UnreadableVideo as error:
+                self._note(row, error)
+
+    def _clip(self, row: int, key: int) -> _Frames:
+        rng = np.random.Generator(np.random.Philox(key=key & _WORD))
+        path = self.manifest.path(row)
+        with VideoReader(path, fps=self.manifest.rate(row)) as reader:
+            first, last = np.searchsorted(reader.times, self.manifest.span(row))
+            if first >= last:
+                raise UnreadableVideo(path, f"no frame within {self.manifest.span(row)} seconds")
+            times = reader.times[first:last]  # (N,)
+            try:
+                chosen = self.clips.sample(times, rng)  # (clips, T)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            info, crops = reader.info, self.window.crops
+            boxes = self.window.sample(info.height, info.width, len(chosen), rng)  # (V, 4)
+            chosen = np.repeat(chosen, crops, axis=0)  # (V, T)
+            pixels, used = reader.read(first + chosen, windows=boxes, size=self.window.shape)
+        video = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()  # (V, T, 3, H, W)
+        return {
+            "video": video,
+            "crop": torch.from_numpy(used),
+            "time": torch.from_numpy(np.asarray(times[chosen], np.float64)),
+        }
+
+    def _note(self, row: int, error: UnreadableVideo) -> None:
+        """Counts a broken video, logs it the first time, and stops above the limit."""
+        if not self.replace:
+            raise UnreadableVideo(
+                error.path,
+                f"{error.reason}. An evaluation does not leave out a video in silence: repair "
+                "or remove the file, or set verify: true to have such files found, listed and "
+                "left out beforehand",
+            ) from error
+        if not self._broken[row]:
+            self._broken[row] = True
+            _log.warning("cannot read %s; another video takes its place", error)
+        broken = self.unreadable
+        if len(broken) > self.max_unreadable * len(self) or len(broken) == len(self):
+            raise TooManyUnreadable(
+                f"{len(broken)} of {len(self)} videos could not be read:\n"
+                f"{self.manifest.names(broken)}\nMore than max_unreadable="
+                f"{self.max_unreadable:g} allows: repair or remove these files, or raise it."
+            )
+
+
+def _check_labelled(manifest: Manifest) -> None:
+    without = np.flatnonzero(manifest.labels < 0)
+    if len(without):
+        raise ValueError(
+            f"{len(without)} of {len(manifest)} videos have no label:\n{manifest.names(without)}"
+        )
