@@ -1,0 +1,209 @@
+"""Kinetics-400, -600 and -700 (Kay et al. 2017; Carreira et al. 2018, 2019)."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Literal
+
+from lightning_vssl.data.clips import Clips
+from lightning_vssl.data.manifest import Entry
+from lightning_vssl.data.windows import Windows
+from lightning_vssl.datamodules.base import Split, VideoDataModule, require_files
+
+_log = logging.getLogger(__name__)
+
+_ALIASES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "validate", "validation"),
+    "test": ("test",),
+}
+_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi")
+_SOURCE = (
+    "the official CSV, from the Kinetics page of Google DeepMind or the archives of the CVDF "
+    "(github.com/cvdfoundation/kinetics-dataset)"
+)
+_NEEDED = ("youtube_id", "time_start", "time_end")
+
+
+class Kinetics(VideoDataModule):
+    """Kinetics, from the official CSV files and the trimmed clips.
+
+    Layout: ``<root>/annotations/{train,val,test}.csv`` (or the files right below ``root``;
+    ``validate`` and the prefixes ``kinetics_``, ``kinetics-400_`` and the like are known) with the
+    header ``label,youtube_id,time_start,time_end,split``, and the clips
+    ``<root>/<split>/<class>/<youtube_id>_<start:06d>_<end:06d>.mp4``, blanks of the class written
+    as ``_`` or kept, or all clips of a split in one folder. Classes are sorted by name.
+
+    Five to ten per cent of the videos have disappeared: what is missing is counted, named, and
+    left out up to ``max_missing``.
+
+    Args:
+        root: Folder of the dataset.
+        variant: Number of classes.
+        test_split: Videos of a test: the validation list, since the labels of the test list are
+            withheld, or the test list.
+        clips: Frames of a training sample; None for CtP's.
+        window: Crop of a training sample; None for CtP's.
+        eval_clips: Frames of an evaluation sample; None for CtP's ten clips.
+        eval_window: Crop of an evaluation sample; None for CtP's.
+        batch_size: Training samples per step over all processes together.
+        eval_batch_size: The same in evaluation; None for ``batch_size``.
+        num_workers: Processes per training process that read videos.
+        prefetch_factor: Batches that each of them holds ready.
+        seed: Where every draw of the data starts.
+        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
+        gallery: In tests, walk the training videos first, then the test videos.
+        label_fraction: Share of the training videos of each class that are used.
+        video_fraction: Share of the training videos that are used, whatever their class.
+        max_missing: Share of a split's videos that may lack their file.
+        max_unreadable: Share of them that may be broken.
+        verify: Decode every video in full when it is first listed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        variant: Literal["400", "600", "700"] = "400",
+        test_split: Literal["val", "test"] = "val",
+        clips: Clips | None = None,
+        window: Windows | None = None,
+        eval_clips: Clips | None = None,
+        eval_window: Windows | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        seed: int = 0,
+        cache_dir: Path | None = None,
+        gallery: bool = False,
+        label_fraction: float = 1.0,
+        video_fraction: float = 1.0,
+        max_missing: float = 0.25,
+        max_unreadable: float = 0.05,
+        verify: bool = False,
+    ) -> None:
+        super().__init__(
+            root,
+            clips=clips,
+            window=window,
+            eval_clips=eval_clips,
+            eval_window=eval_window,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            seed=seed,
+            cache_dir=cache_dir,
+            gallery=gallery,
+            label_fraction=label_fraction,
+            video_fraction=video_fraction,
+            max_missing=max_missing,
+            max_unreadable=max_unreadable,
+            verify=verify,
+        )
+        if variant not in ("400", "600", "700"):
+            raise ValueError(f"variant={variant!r}: choose '400', '600' or '700'")
+        if test_split not in ("val", "test"):
+            raise ValueError(f"test_split={test_split!r}: choose 'val' or 'test'")
+        self.variant = variant
+        self.test_split: Split = test_split
+
+    def entries(self, split: Split) -> tuple[list[Entry], tuple[str, ...]]:
+        """The rows of a split's CSV; a clip that is not there keeps its place and is counted."""
+        source = self.test_split if split == "test" else split
+        files = {name: self._csv(name) for name in dict.fromkeys(("train", source))}
+        require_files(dict.fromkeys(files.values(), _SOURCE), f"Kinetics-{self.variant}")
+        rows = _rows(files[source])
+        known = rows if source == "train" else _rows(files["train"])
+        classes = tuple(sorted({label for label, _ in known if label}))
+        if len(classes) != int(self.variant):
+            _log.warning(
+                "%s has %d classes, Kinetics-%s has %s",
+                files["train"],
+                len(classes),
+                self.variant,
+                self.variant,
+            )
+        labels = {name: label for label, name in enumerate(classes)}
+        strange = sorted({label for label, _ in rows if label and label not in labels})
+        if strange:
+            raise ValueError(
+                f"{files[source]} has classes that {files['train']} lacks: "
+                f"{', '.join(strange[:10])}; are both of Kinetics-{self.variant}?"
+            )
+        find = _Clips(self.root, self._folder(source))
+        entries = [Entry(find(label, clip), labels.get(label, -1)) for label, clip in rows]
+        return entries, classes
+
+    def _csv(self, split: str) -> Path:
+        """The CSV of a split: the first of the known places that exists, or the usual one."""
+        prefixes = ("", "kinetics_", f"kinetics-{self.variant}_", f"kinetics{self.variant}_")
+        places = [
+            self.root / folder / f"{prefix}{name}.csv"
+            for folder in ("annotations", ".")
+            for prefix in prefixes
+            for name in _ALIASES[_split(split)]
+        ]
+        return next((place for place in places if place.is_file()), places[0])
+
+    def _folder(self, split: str) -> str:
+        names = _ALIASES[_split(split)]
+        return next((name for name in names if (self.root / name).is_dir()), names[0])
+
+
+class _Clips:
+    """Finds clips on disk with one listing per folder rather than one look-up per file."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        self._root = root
+        self._folder = folder
+        self._listed: dict[str, dict[str, str]] = {}
+
+    def __call__(self, label: str, clip: str) -> str:
+        """Path of a clip, relative to the root; the usual one where there is no such file."""
+        usual = f"{self._folder}/{label.replace(' ', '_')}" if label else self._folder
+        for folder in dict.fromkeys((usual, f"{self._folder}/{label}", self._folder)):
+            name = self._list(folder).get(clip)
+            if name is not None:
+                return f"{folder}/{name}"
+        return f"{usual}/{clip}.mp4"
+
+    def _list(self, folder: str) -> dict[str, str]:
+        if folder not in self._listed:
+            place = self._root / folder
+            files = place.iterdir() if place.is_dir() else ()
+            self._listed[folder] = {
+                file.stem: file.name for file in files if file.suffix in _SUFFIXES
+            }
+        return self._listed[folder]
+
+
+def _split(name: str) -> Split:
+    return "train" if name == "train" else "val" if name == "val" else "test"
+
+
+def _rows(file: Path) -> list[tuple[str, str]]:
+    """(class or nothing, name of the clip) of each row of an official CSV."""
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        absent = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+        if absent:
+            raise ValueError(
+                f"{file} has no column {', '.join(absent)}: the official header is "
+                "label,youtube_id,time_start,time_end,split"
+            )
+        rows = [
+            (
+                (row.get("label") or "").strip(),
+                f"{row['youtube_id']}_{_second(row['time_start'])}_{_second(row['time_end'])}",
+            )
+            for row in reader
+        ]
+    if not rows:
+        raise ValueError(f"{file} lists no videos")
+    return rows
+
+
+def _second(text: str) -> str:
+    return f"{int(float(text)):06d}"

@@ -1,0 +1,146 @@
+"""UCF-101 (Soomro et al. 2012)."""
+
+from pathlib import Path
+from typing import Literal
+
+from lightning_vssl.data.clips import Clips
+from lightning_vssl.data.manifest import Entry
+from lightning_vssl.data.windows import Windows
+from lightning_vssl.datamodules.base import Split, VideoDataModule, require_files
+
+_PAGE = "crcv.ucf.edu/data/UCF101.php"
+_LISTS = f"UCF101TrainTestSplits-RecognitionTask.zip of {_PAGE}"
+
+
+class UCF101(VideoDataModule):
+    """UCF-101 with its three official splits.
+
+    Layout: ``<root>/ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt`` and the videos
+    ``<root>/UCF-101/<Class>/v_<Class>_gNN_cNN.avi`` (or in ``videos``, or right below ``root``).
+    Upper and lower case need not agree: the class HandstandPushups has files named
+    ``v_HandStandPushups_*``.
+
+    The dataset has no validation videos: validation reads the test list, as the papers do. A
+    number reported from it must be that of the last checkpoint, not of the best.
+
+    Args:
+        root: Folder of the dataset.
+        split: Official split.
+        clips: Frames of a training sample; None for CtP's.
+        window: Crop of a training sample; None for CtP's.
+        eval_clips: Frames of an evaluation sample; None for CtP's ten clips.
+        eval_window: Crop of an evaluation sample; None for CtP's.
+        batch_size: Training samples per step over all processes together.
+        eval_batch_size: The same in evaluation; None for ``batch_size``.
+        num_workers: Processes per training process that read videos.
+        prefetch_factor: Batches that each of them holds ready.
+        seed: Where every draw of the data starts.
+        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
+        gallery: In tests, walk the training videos first, then the test videos.
+        label_fraction: Share of the training videos of each class that are used.
+        video_fraction: Share of the training videos that are used, whatever their class.
+        max_missing: Share of a split's videos that may lack their file.
+        max_unreadable: Share of them that may be broken.
+        verify: Decode every video in full when it is first listed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        split: Literal[1, 2, 3] = 1,
+        clips: Clips | None = None,
+        window: Windows | None = None,
+        eval_clips: Clips | None = None,
+        eval_window: Windows | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        seed: int = 0,
+        cache_dir: Path | None = None,
+        gallery: bool = False,
+        label_fraction: float = 1.0,
+        video_fraction: float = 1.0,
+        max_missing: float = 0.25,
+        max_unreadable: float = 0.05,
+        verify: bool = False,
+    ) -> None:
+        super().__init__(
+            root,
+            clips=clips,
+            window=window,
+            eval_clips=eval_clips,
+            eval_window=eval_window,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            seed=seed,
+            cache_dir=cache_dir,
+            gallery=gallery,
+            label_fraction=label_fraction,
+            video_fraction=video_fraction,
+            max_missing=max_missing,
+            max_unreadable=max_unreadable,
+            verify=verify,
+        )
+        if split not in (1, 2, 3):
+            raise ValueError(f"split={split}: choose 1, 2 or 3")
+        self.split = split
+
+    def entries(self, split: Split) -> tuple[list[Entry], tuple[str, ...]]:
+        """The rows of the official list."""
+        lists = self.root / "ucfTrainTestlist"
+        index = lists / "classInd.txt"
+        name = "trainlist" if split == "train" else "testlist"
+        rows = lists / f"{name}{self.split:02d}.txt"
+        videos = self._videos()
+        require_files({index: _LISTS, rows: _LISTS, videos: f"UCF101.rar of {_PAGE}"}, "UCF-101")
+        classes = _classes(index)
+        labels = {name.casefold(): label for label, name in enumerate(classes)}
+        disk = _on_disk(videos, self.root)
+        entries = []
+        for line in rows.read_text().splitlines():
+            if line.strip():
+                path, label = _row(line, labels, rows)
+                usual = str((videos / path).relative_to(self.root))
+                entries.append(Entry(disk.get(path.casefold(), usual), label))
+        if not entries:
+            raise ValueError(f"{rows} lists no videos")
+        return entries, classes
+
+    def _videos(self) -> Path:
+        places = [self.root / "UCF-101", self.root / "videos"]
+        if any(place.is_dir() for place in places):
+            return next(place for place in places if place.is_dir())
+        return self.root if any(self.root.glob("*/v_*.avi")) else places[0]
+
+
+def _classes(index: Path) -> tuple[str, ...]:
+    """Names by id; the file counts from 1."""
+    pairs = [line.split() for line in index.read_text().splitlines() if line.strip()]
+    ids = [int(number) for number, _ in pairs]
+    if ids != list(range(1, len(ids) + 1)):
+        raise ValueError(f"{index}: the ids must go from 1 to {len(ids)} in order")
+    return tuple(name for _, name in pairs)
+
+
+def _row(line: str, labels: dict[str, int], file: Path) -> tuple[str, int]:
+    """(path, label) of a line, the label checked against the folder's class where it is given."""
+    path, *given = line.split()
+    name = path.split("/")[0]
+    label = labels.get(name.casefold())
+    if label is None:
+        raise ValueError(f"{file}: the class {name} of {path} is not in classInd.txt")
+    if given and int(given[0]) != label + 1:
+        raise ValueError(f"{file}: {path} has label {given[0]}, and classInd.txt says {label + 1}")
+    return path, label
+
+
+def _on_disk(videos: Path, root: Path) -> dict[str, str]:
+    """Path below the root of every video there, by its class and name without regard to case."""
+    return {
+        f"{file.parent.name}/{file.name}".casefold(): str(file.relative_to(root))
+        for file in videos.glob("*/*.avi")
+    }
