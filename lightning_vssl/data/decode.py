@@ -1,0 +1,1102 @@
+"""Reading clips from video files and from folders of frames.
+
+What costs time in self-supervised training from video is decoding frames that nobody asked for.
+`VideoReader` therefore reads the packets once, without decoding, and knows from them when each
+frame is shown and which packets a wanted frame needs. One pass then serves all clips of a video:
+
+- decoding starts at the last key frame that lies before the wanted frame, both in the file and on
+  the screen, so leading frames of an open group of pictures are decoded from the group before;
+- frames that no other frame refers to are skipped by the decoder unless they are wanted;
+- the rest of a group of pictures after its last wanted packet is never handed to the decoder;
+- a frame wanted by several clips is decoded once.
+
+Times come from the packets, never from a frame rate. Files whose packets do not say which frames
+will be shown (packed B frames in AVI, frames that are coded but hidden, missing or repeated time
+stamps, streams that begin without a key frame, containers that carry no presentation times) are
+decoded once from beginning to end when they are opened, so that the number of frames and their
+times are those of a real decode.
+
+What opening costs: one pass over the packets, about 5 microseconds a packet, and one read of the
+file's bytes. A film of an hour is 0.1 million packets, so cut long films into pieces.
+
+Not done here: mirrors in a display matrix (only its rotation, in quarter turns, is applied),
+pixel aspect ratios, EXIF orientation in folders of frames.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeAlias, TypeVar
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.stream import Discard, Disposition
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""Files that count as frames of a folder; compared without regard to case."""
+
+DEFAULT_FPS = 25.0
+"""Frames per second of a source that carries no times, unless `fps` says otherwise."""
+
+# Packets of a file up to this size stay in memory between indexing and decoding, so that the file
+# is read once. Larger files are read again from the key frame that is needed.
+_KEEP_PACKETS = 32 * 2**20
+# The same for frames that had to be decoded only to be counted.
+_KEEP_FRAMES = 64 * 2**20
+# A gap of this many packets is worth a seek in a file that is too large to keep.
+_SEEK_GAP = 200
+# A gap of this many packets is worth emptying the decoder where a key frame does not do it.
+_FLUSH_GAP = 24
+
+# Containers that store a presentation time for each packet, and codecs of which one packet there
+# holds one frame. Other combinations are decoded to be counted, save those of _INTRA and MPEG-4
+# part 2, whose packets tell.
+_TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"})
+_ONE_FRAME = frozenset(
+    {"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "av1", "mpeg4", "h263"}
+)
+_INTRA = frozenset({"mjpeg", "png", "rawvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "prores"})
+_UNTIMED = frozenset({"m4v", "h264", "hevc", "mpegvideo", "mjpeg", "obu", "h263"})
+_MAY_ROTATE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+# Decoders that skip exactly the frames no other frame refers to. HEVC is left out: its "sub-layer
+# non-reference" pictures may be referred to from a higher temporal layer.
+_SKIPS = frozenset({"h264", "mpeg4"})
+
+# Start code of an MPEG-4 part 2 picture. One that is not coded ("same as before") is not shown by
+# the decoder and takes at most 19 bytes, the limit of FFmpeg's mpeg4_unpack_bframes.
+_VOP = b"\x00\x00\x01\xb6"
+_MPEG4_NOT_CODED = 19
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+F = TypeVar("F")
+_Packet: TypeAlias = "av.Packet[av.VideoStream]"
+
+
+class UnreadableVideo(Exception):
+    """A video that cannot be read, or not in full.
+
+    Attributes:
+        path: The file or folder.
+        reason: What is wrong with it, in words.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video before any of its frames is asked for.
+
+    Attributes:
+        frames: Number of frames that are shown.
+        width: Pixels of a displayed frame, after rotation.
+        height: Pixels of a displayed frame, after rotation.
+        fps: Mean rate, (frames - 1) / (last time - first time). Of a single frame, the rate its
+            container states, else 25.
+        duration: Seconds from the first frame until the last one has been shown.
+        rotation: Degrees counter-clockwise by which stored frames are turned for display: 0, 90,
+            180 or 270.
+        codec: Name of the decoder; of a folder, the suffix of its frames.
+        stream: Number of the stream in its container.
+    """
+
+    frames: int
+    width: int
+    height: int
+    fps: float
+    duration: float
+    rotation: int
+    codec: str
+    stream: int
+
+
+class _Cutter(ABC, Generic[F]):
+    """Makes an RGB array of one window of a frame.
+
+    Attributes:
+        used: The window really cut, x0, y0, x1, y1 in displayed pixels.
+    """
+
+    used: Box
+
+    @abstractmethod
+    def __call__(self, frame: F) -> Pixels:
+        """Cut (H, W, 3) uint8."""
+
+
+class _Source(ABC, Generic[F]):
+    """Frames that can be asked for by number."""
+
+    info: VideoInfo
+    times: Floats
+
+    @abstractmethod
+    def frames(self, wanted: Indices) -> Iterator[tuple[int, F]]:
+        """Give the frames `wanted` (sorted, without repetition) in any order."""
+
+    @abstractmethod
+    def cutter(self, window: Box, size: tuple[int, int] | None) -> _Cutter[F]:
+        """Say how a window is cut; `size` None: whole pixels, not scaled."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class VideoReader:
+    """Clips of one video.
+
+    A context manager: `with VideoReader(path) as video: ...`. It may be pickled (the copy opens
+    the file again) and is for one thread at a time.
+
+    Args:
+        path: A video file, or a folder of frames (jpg, jpeg, png, webp, bmp; ordered by name with
+            runs of digits compared as numbers).
+        fps: Rate of sources that carry no times, which are folders of frames and raw streams
+            without a container; ignored by all others. None: what a raw stream says of itself,
+            25 for a folder.
+        verify: Decode the whole file on opening, so that a file that breaks somewhere is refused
+            at once and the number of frames is that of a decode whatever the container says.
+
+    Attributes:
+        path: As given.
+        info: Number of frames, displayed size, rate and so on.
+        times: (N,) float64, seconds at which each frame is shown; the first is 0.0; strictly
+            increasing.
+
+    Raises:
+        UnreadableVideo: No such file, no video in it, no frame, or a frame that does not decode.
+    """
+
+    def __init__(self, path: str | Path, *, fps: float | None = None, verify: bool = False) -> None:
+        if fps is not None and not fps > 0:
+            raise ValueError(f"fps must be positive or None, got {fps}")
+        self.path = Path(path)
+        self._arguments = (fps, verify)
+        self._source: _File | _Folder = (
+            _Folder(self.path, fps, verify) if self.path.is_dir() else _File(self.path, fps, verify)
+        )
+        self.info = self._source.info
+        self.times = self._source.times
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[[], "VideoReader"], tuple[()]]:
+        fps, verify = self._arguments
+        return partial(VideoReader, self.path, fps=fps, verify=verify), ()
+
+    def close(self) -> None:
+        """Close the file. Reading afterwards is an error."""
+        self._source.close()
+
+    def read(
+        self,
+        indices: NDArray[np.integer],
+        *,
+        windows: NDArray[np.floating] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> tuple[Pixels, NDArray[np.float32]]:
+        """Read V clips of T frames in one pass over the file.
+
+        A window is cut and scaled in one conversion from the decoder's planes. Scaling is bilinear
+        and antialiased where it shrinks (the triangle filter of Pillow and of torchvision with
+        `antialias=True`, on luma and chroma instead of RGB). A window's edges move to the nearest
+        pixel that the chroma planes permit (even ones for 4:2:0), or to the nearest pixel if
+        `size` is None; the window that was used is returned. Folders of frames are scaled from
+        exactly the fractions given.
+
+        Args:
+            indices: (V, T) frame numbers in [0, N); in any order, with any repetition.
+            windows: (V, 4) x0, y0, x1, y1 in displayed source pixels; None for whole frames.
+            size: (H, W) of the output in pixels; None to keep the size of the windows, which then
+                must be the same for all clips.
+
+        Returns:
+            (V, T, H, W, 3) uint8 RGB in [0, 255], and the windows really used, (V, 4) float32.
+            Whole frames in their own size equal a plain decode bit for bit.
+
+        Raises:
+            IndexError: A frame number outside the video.
+            ValueError: Arguments of the wrong shape; windows that are empty or outside the frame.
+            UnreadableVideo: A frame that does not decode.
+        """
+        indices = self._checked_indices(indices)
+        boxes = self._checked_windows(windows, len(indices))
+        cutters = [self._source.cutter(box, size) for box in boxes]
+        height, width = _output_size(size, [cutter.used for cutter in cutters])
+        out = np.empty((*indices.shape, height, width, 3), dtype=np.uint8)
+        # frame number -> cutter -> places in the output
+        places: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        for v, row in enumerate(indices.tolist()):
+            cut = v if len(cutters) > 1 else 0
+            for t, frame in enumerate(row):
+                places.setdefault(frame, {}).setdefault(cut, []).append((v, t))
+        for frame, picture in self._source.frames(np.unique(indices)):
+            for cut, slots in places[frame].items():
+                pixels = cutters[cut](picture)  # type: ignore[arg-type]
+                for v, t in slots:
+                    out[v, t] = pixels
+        used = np.array([cutter.used for cutter in cutters], dtype=np.float32)
+        return out, np.broadcast_to(used, (len(indices), 4)).copy()
+
+    def _checked_indices(self, indices: NDArray[np.integer]) -> Indices:
+        indices = np.asarray(indices)
+        if indices.ndim != 2 or not indices.size or not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(
+                "indices must be whole numbers of shape (clips, frames), both at least 1, "
+                f"got {indices.dtype} of shape {indices.shape}"
+            )
+        outside = indices[(indices < 0) | (indices >= self.info.frames)]
+        if outside.size:
+            raise IndexError(
+                f"{self.path}: frame {outside[0]} was asked for, but the video has "
+                f"{self.info.frames} frames (0 to {self.info.frames - 1})"
+            )
+        return indices.astype(np.int64)
+
+    def _checked_windows(self, windows: NDArray[np.floating] | None, clips: int) -> list[Box]:
+        width, height = self.info.width, self.info.height
+        if windows is None:
+            return [(0.0, 0.0, float(width), float(height))]
+        windows = np.asarray(windows, dtype=np.float64)
+        if windows.shape != (clips, 4):
+            raise ValueError(
+                f"windows must have shape ({clips}, 4), one x0, y0, x1, y1 for each row of "
+                f"indices, got {windows.shape}"
+            )
+        x0, y0, x1, y1 = windows.T
+        slack = 1e-3  # of a pixel, for windows computed in float32
+        inside = (x0 >= -slack) & (y0 >= -slack) & (x1 <= width + slack) & (y1 <= height + slack)
+        good = inside & (x1 > x0) & (y1 > y0)
+        if not good.all():
+            raise ValueError(
+                f"windows must be x0, y0, x1, y1 with x0 < x1 and y0 < y1 inside the frame of "
+                f"{width} x {height} pixels, got {windows[~good][0].tolist()} for {self.path}"
+            )
+        limit = np.array([width, height, width, height], dtype=np.float64)
+        return [tuple(box) for box in np.clip(windows, 0.0, limit).tolist()]
+
+
+def probe(path: str | Path, *, fps: float | None = None, decode: bool = False) -> VideoInfo:
+    """Describe a video.
+
+    Args:
+        path: A video file or a folder of frames.
+        fps: As for `VideoReader`.
+        decode: Decode all of it: the exact number of frames, and proof that they can be read.
+
+    Raises:
+        UnreadableVideo: As for `VideoReader`.
+    """
+    with VideoReader(path, fps=fps, verify=decode) as video:
+        return video.info
+
+
+def _output_size(size: tuple[int, int] | None, used: list[Box]) -> tuple[int, int]:
+    """Height and width of the output, from the argument or from the windows themselves."""
+    if size is not None:
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size must be (height, width) of at least 1 pixel each, got {size}")
+        return int(size[0]), int(size[1])
+    sizes = {(round(y1 - y0), round(x1 - x0)) for x0, y0, x1, y1 in used}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"windows of different sizes {sorted(sizes)} (height, width) need `size`, to which "
+            "they are scaled"
+        )
+    return sizes.pop()
+
+
+def _turned(box: Box, quarters: int, width: float, height: float) -> Box:
+    """Coordinates of a box before a frame of width x height was turned counter-clockwise.
+
+    Turning back is the same with `-quarters` and the sides of the frame as it is then.
+    """
+    x0, y0, x1, y1 = box
+    match quarters % 4:
+        case 1:
+            return width - y1, x0, width - y0, x1
+        case 2:
+            return width - x1, height - y1, width - x0, height - y0
+        case 3:
+            return y0, height - x1, y1, height - x0
+        case _:
+            return box
+
+
+def _snapped(low: float, high: float, unit: int, side: int) -> tuple[int, int]:
+    """Nearest edges that are multiples of `unit` or the far side, at least a unit apart."""
+    grid = np.append(np.arange(0, side, unit), side)
+    first = int(np.abs(grid - low).argmin())
+    last = int(np.abs(grid - high).argmin())
+    if last <= first:
+        first = min(int(np.searchsorted(grid, (low + high) / 2, side="right")) - 1, len(grid) - 2)
+        last = first + 1
+    return int(grid[first]), int(grid[last])
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+class _FileCutter(_Cutter[av.VideoFrame]):
+    """Cuts one window of decoded frames.
+
+    Whole frames and windows that are not scaled go through one conversion to RGB that gives the
+    bits of `frame.to_ndarray(format="rgb24")`. Scaled windows go through a filter graph that
+    moves the plane pointers to the window and converts and scales in one step.
+    """
+
+    def __init__(
+        self,
+        window: Box,
+        size: tuple[int, int] | None,
+        stored: tuple[int, int],
+        turn: int,
+        unit: tuple[int, int],
+    ) -> None:
+        self._width, self._height = stored
+        self._turn = turn
+        displayed = (stored[1], stored[0]) if turn % 2 else stored
+        x0, y0, x1, y1 = _turned(window, turn, *stored)
+        units = (1, 1) if size is None else unit
+        left, right = _snapped(x0, x1, units[0], self._width)
+        top, bottom = _snapped(y0, y1, units[1], self._height)
+        self._box = (left, top, right, bottom)
+        self.used = _turned(self._box, -turn, *displayed)
+        self._size = size if size is None or turn % 2 == 0 else (size[1], size[0])
+        self._reformatter = VideoReformatter()
+        self._graph: Graph | None = None
+        self._layout: tuple[object, ...] = ()
+
+    def __call__(self, frame: av.VideoFrame) -> Pixels:
+        pixels = self._whole(frame) if self._size is None else self._scaled(frame)
+        return np.rot90(pixels, self._turn) if self._turn else pixels
+
+    def _whole(self, frame: av.VideoFrame) -> Pixels:
+        rgb = self._reformatter.reformat(
+            frame, width=self._width, height=self._height, format="rgb24", threads=1
+        )
+        left, top, right, bottom = self._box
+        return _pixels(rgb)[top:bottom, left:right]
+
+    def _scaled(self, frame: av.VideoFrame) -> Pixels:
+        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if self._graph is None or layout != self._layout:
+            self._graph = self._build(frame)
+            self._layout = layout
+        self._graph.vpush(frame)
+        return _pixels(self._graph.vpull())
+
+    def _build(self, frame: av.VideoFrame) -> Graph:
+        assert self._size is not None
+        left, top, right, bottom = self._box
+        graph = Graph()
+        graph.threads = 1
+        nodes = [
+            graph.add(
+                "buffer",
+                video_size=f"{frame.width}x{frame.height}",
+                pix_fmt=frame.format.name,
+                time_base="1/1",
+                colorspace=str(int(frame.colorspace)),
+                range=str(int(frame.color_range)),
+            )
+        ]
+        if (frame.width, frame.height) != (self._width, self._height):
+            nodes.append(graph.add("scale", f"{self._width}:{self._height}:flags=bilinear"))
+        if self._box != (0, 0, self._width, self._height):
+            args = f"{right - left}:{bottom - top}:{left}:{top}:exact=1"
+            nodes.append(graph.add("crop", args))
+        height, width = self._size
+        flags = "bilinear+accurate_rnd+bitexact"
+        nodes.append(graph.add("scale", f"{width}:{height}:flags={flags}"))
+        nodes.append(graph.add("format", "rgb24"))
+        nodes.append(graph.add("buffersink"))
+        for one, other in pairwise(nodes):
+            one.link_to(other)
+        graph.configure()
+        return graph
+
+
+def _pixels(rgb: av.VideoFrame) -> Pixels:
+    """A view of an RGB frame, (H, W, 3); it lives as long as the frame."""
+    plane = rgb.planes[0]
+    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(rgb.height, plane.line_size)
+    return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+
+
+@dataclass
+class _Packets:
+    """The packets of a video stream, in the order of the file, without their data.
+
+    Attributes:
+        pts: (P,) int64 presentation times in units of the time base; `_NONE` where missing.
+        dts: (P,) int64 decoding times; `_NONE` where missing.
+        shown: (P,) bool, False for packets hidden by an edit list or by the codec.
+        entry: (P,) bool, decoding may start here.
+        clean: (P,) bool, nothing after this packet depends on anything before it.
+        kind: (P,) one letter each: I, P, B or S for MPEG-4 part 2, "?" for a packet that does not
+            hold exactly one shown frame, "" where packets are not looked into.
+        data: The packets themselves, or None if the file is too large to keep.
+        last: Duration of the last packet in units of the time base, 0 if not known.
+    """
+
+    pts: Indices
+    dts: Indices
+    shown: NDArray[np.bool_]
+    entry: NDArray[np.bool_]
+    clean: NDArray[np.bool_]
+    kind: list[str]
+    data: list[_Packet] | None
+    last: int
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+
+_NONE = np.iinfo(np.int64).min
+
+
+class _File(_Source[av.VideoFrame]):
+    """A video file, by way of its packets."""
+
+    def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
+        self._path = path
+        self._container = _opened(path)
+        try:
+            self._open(fps, verify)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _open(self, fps: float | None, verify: bool) -> None:
+        self._stream = self._chosen()
+        self._codec = self._stream.codec_context.name
+        self._format = self._container.format.name
+        keep = self._path.stat().st_size <= _KEEP_PACKETS
+        self._used = False
+        self._kept: list[av.VideoFrame] | None = None
+        self._packets = self._index(keep)
+        if not len(self._packets):
+            raise UnreadableVideo(self._path, "the video stream holds no frame")
+        order = None if verify else self._presentation()
+        self._planned = order is not None
+        self._order = self._decoded_order() if order is None else order
+        self._rank = np.full(len(self._packets), -1, dtype=np.int64)
+        self._rank[self._order] = np.arange(len(self._order))
+        # What packets are compared by to know which is shown first.
+        self._when = self._rank if self._packets.shown.all() else self._packets.pts
+        ticks = self._ticks()
+        base = float(self._stream.time_base or 1)
+        rate = fps if self._format in _UNTIMED else None
+        if ticks is None or rate is not None:
+            ticks, base = np.arange(len(self._order)), 1.0 / (rate or self._stated_rate())
+        self.times = (ticks - ticks[0]) * base
+        self.info = self._describe(base)
+
+    # opening
+
+    def _chosen(self) -> av.VideoStream:
+        """The first stream marked as default, else the first; attached pictures do not count."""
+        aside = Disposition.attached_pic | Disposition.timed_thumbnails
+        streams = [s for s in self._container.streams.video if not s.disposition & aside]
+        if not streams:
+            raise UnreadableVideo(self._path, "it holds no video stream")
+        marked = [s for s in streams if s.disposition & Disposition.default]
+        stream = _only(self._container, (marked or streams)[0].index)
+        if stream.codec_context is None:
+            raise UnreadableVideo(self._path, "there is no decoder for its video stream")
+        stream.codec_context.thread_count = 1
+        return stream
+
+    def _index(self, keep: bool) -> _Packets:
+        """Read all packets once, without decoding."""
+        look = _look(self._codec, self._stream.codec_context.extradata)
+        rows: list[tuple[int, int, bool, bool, bool]] = []
+        kind: list[str] = []
+        data: list[_Packet] = []
+        last = 0
+        try:
+            for packet in self._container.demux(self._stream):
+                if not packet.size:
+                    continue
+                pts, dts = _stamp(packet.pts), _stamp(packet.dts)
+                entry, clean, letter, shown = look(packet)
+                rows.append((pts, dts, shown and not packet.is_discard, entry, clean))
+                kind.append(letter)
+                last = packet.duration or 0
+                if keep:
+                    packet.pts = len(data)
+                    data.append(packet)
+        except av.FFmpegError as error:
+            raise UnreadableVideo(
+                self._path, f"it breaks after {len(rows)} packets ({_words(error)})"
+            ) from error
+        table = np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy()
+        shown, entry, clean = table[2:].astype(np.bool_)
+        return _Packets(table[0], table[1], shown, entry, clean, kind, data if keep else None, last)
+
+    def _presentation(self) -> Indices | None:
+        """Packet numbers in the order their frames are shown, or None if packets do not tell."""
+        packets = self._packets
+        shown = np.flatnonzero(packets.shown)
+        if "?" in packets.kind or not packets.entry[0] or not shown.size:
+            return None
+        if self._codec in _INTRA:
+            return shown if _increasing(packets.pts[shown]) else None
+        if self._format in _TIMED and self._codec in _ONE_FRAME:
+            pts = packets.pts[shown]
+            order = np.argsort(pts, kind="stable")
+            # Frames before the first key frame on the screen may be missing from a decode.
+            early = (pts < packets.pts[0]).any()
+            return shown[order] if _increasing(pts[order]) and not early else None
+        if self._codec == "mpeg4" and packets.shown.all():
+            return _coded_order(packets.kind)
+        return None
+
+    def _decoded_order(self) -> Indices:
+        """Decode everything; packet numbers in the order in which their frames came out.
+
+        A file small enough keeps its frames. Frames are told apart by the order in which they come
+        out; two frames that carry the number of one packet are given that number both.
+        """
+        order: list[int] = []
+        kept: list[av.VideoFrame] | None = []
+        bulk = 0
+        for frame in self._sequence():
+            order.append(_stamp(frame.pts))
+            if kept is not None:
+                kept.append(frame)
+                bulk += sum(plane.buffer_size for plane in frame.planes)
+                kept = kept if bulk <= _KEEP_FRAMES else None
+        if not order:
+            raise UnreadableVideo(self._path, "none of its packets decodes to a frame")
+        self._kept = kept
+        return np.array(order, dtype=np.int64)
+
+    def _ticks(self) -> Indices | None:
+        """Times of the frames in units of the time base, in the order shown; None if unknown."""
+        for stamps in (self._packets.pts, self._packets.dts):
+            ticks = stamps[self._order]
+            if _increasing(ticks):
+                return ticks
+            # Decoders that deliver late (B frames in AVI) put each frame under the stamp of
+            # another one; as a set the stamps are right.
+            ticks = np.sort(ticks)
+            if stamps is self._packets.dts and _increasing(ticks):
+                return ticks
+        return None
+
+    def _stated_rate(self) -> float:
+        return float(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_FPS)
+
+    def _describe(self, base: float) -> VideoInfo:
+        count = len(self.times)
+        span = float(self.times[-1])
+        fps = (count - 1) / span if count > 1 else self._stated_rate()
+        last = self._packets.last * base if base == float(self._stream.time_base or 1) else 0.0
+        context = self._stream.codec_context
+        self._stored = (context.width, context.height)
+        self._unit = _chroma_unit(context.format)
+        rotation = self._rotation()
+        turned = rotation % 180 == 90
+        width, height = self._stored[::-1] if turned else self._stored
+        return VideoInfo(
+            frames=count,
+            width=width,
+            height=height,
+            fps=fps,
+            duration=span + (last if last > 0 else 1 / fps),
+            rotation=rotation,
+            codec=self._codec,
+            stream=self._stream.index,
+        )
+
+    def _rotation(self) -> int:
+        """Quarter turns of the display matrix in degrees; it comes with the first frame."""
+        if self._kept:
+            first = self._kept[0]
+        elif self._format in _MAY_ROTATE or min(self._stored) < 1:
+            first = self._first()
+        else:
+            return 0
+        self._stored = (first.width, first.height)
+        self._unit = _chroma_unit(first.format)
+        return round(first.rotation / 90) % 4 * 90
+
+    def _first(self) -> av.VideoFrame:
+        """A frame decoded from as few packets as will do, for what only frames say."""
+        frame = next(self._decode([(0, False)], None), None) or next(self._sequence(), None)
+        if frame is None:
+            raise UnreadableVideo(self._path, "none of its packets decodes to a frame")
+        return frame
+
+    # reading
+
+    def frames(self, wanted: Indices) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give the frames wanted, from those kept, by plan, or by counting from the start."""
+        if self._kept is not None:
+            return ((int(n), self._kept[n]) for n in wanted)
+        return self._by_plan(wanted) if self._planned else self._by_count(wanted)
+
+    def cutter(self, window: Box, size: tuple[int, int] | None) -> _FileCutter:
+        """Cut with libav, from the stored frame."""
+        return _FileCutter(window, size, self._stored, self.info.rotation // 90, self._unit)
+
+    def close(self) -> None:
+        """Close the container and drop what was kept of it."""
+        self._kept = None
+        self._packets.data = None
+        self._container.close()
+
+    def _by_count(self, wanted: Indices) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode from the start and count."""
+        numbers = set(wanted.tolist())
+        for number, frame in enumerate(self._sequence()):
+            if number in numbers:
+                yield number, frame
+                numbers.discard(number)
+                if not numbers:
+                    return
+        if numbers:
+            raise self._missing(min(numbers))
+
+    def _by_plan(self, wanted: Indices) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode the packets that the wanted frames need, and no others."""
+        ordinals = np.sort(self._order[wanted])
+        missing = set(ordinals.tolist())
+        for frame in self._decode(self._feed(ordinals), missing):
+            if frame.pts in missing:
+                missing.discard(frame.pts)
+                yield int(self._rank[frame.pts]), frame
+        if missing:
+            raise self._missing(min(int(self._rank[n]) for n in missing))
+
+    def _missing(self, number: int) -> UnreadableVideo:
+        return UnreadableVideo(
+            self._path,
+            f"frame {number} of {self.info.frames} ({self.times[number]:.3f} s) does not decode",
+        )
+
+    def _sequence(self) -> Iterator[av.VideoFrame]:
+        """All frames from the start, in the order in which the decoder gives them."""
+        return self._decode(((n, False) for n in range(len(self._packets))), None)
+
+    def _feed(self, ordinals: Indices) -> Iterator[tuple[int, bool]]:
+        """Packets to decode for those wanted: (number, whether to empty the decoder before it)."""
+        packets = self._packets
+        entries = np.flatnonzero(packets.entry)
+        at = np.searchsorted(entries, ordinals, side="right") - 1
+        while True:
+            # A frame shown before the key frame it follows in the file needs the one before.
+            leading = (self._when[entries[at]] > self._when[ordinals]) & (at > 0)
+            if not leading.any():
+                break
+            at = at - leading
+        done = -1
+        for ordinal, start in zip(ordinals.tolist(), entries[at].tolist(), strict=True):
+            empty = False
+            first = done + 1
+            if start > first and (packets.clean[start] or start - first >= _FLUSH_GAP or done < 0):
+                empty = done >= 0 and not packets.clean[start]
+                first = start
+            for number in range(first, ordinal + 1):
+                yield number, empty and number == first
+            done = ordinal
+
+    def _decode(
+        self, numbers: Iterable[tuple[int, bool]], wanted: set[int] | None
+    ) -> Iterator[av.VideoFrame]:
+        """Hand packets to the decoder; frames carry the number of their packet as `pts`.
+
+        Args:
+            numbers: Packet numbers, increasing, each with whether to empty the decoder first.
+            wanted: Packets whose frames are needed; None for all.
+        """
+        context = self._stream.codec_context
+        if self._used:
+            context.flush_buffers()
+        self._used = True
+        context.skip_frame = "DEFAULT"
+        may_skip = wanted is not None and self._codec in _SKIPS
+        skipping = False
+        supply = _Supply(self._packets, self._container, self._stream, self._path)
+        number = 0
+        try:
+            for number, empty in numbers:
+                if empty:
+                    yield from context.decode(None)
+                    context.flush_buffers()
+                if may_skip and skipping == (number in wanted):  # type: ignore[operator]
+                    skipping = not skipping
+                    context.skip_frame = "NONREF" if skipping else "DEFAULT"
+                yield from context.decode(supply[number])
+            yield from context.decode(None)
+        except av.FFmpegError as error:
+            raise UnreadableVideo(self._path, self._broken(number, _words(error))) from error
+        finally:
+            context.skip_frame = "DEFAULT"
+
+    def _broken(self, number: int, words: str) -> str:
+        place = f"packet {number} of {len(self._packets)} does not decode ({words})"
+        stamp = self._packets.pts[number]
+        if stamp == _NONE:
+            return place
+        first = self._packets.pts[self._packets.pts != _NONE].min()
+        shown = int((self._packets.pts[self._packets.shown] < stamp).sum())
+        seconds = float((stamp - first) * (self._stream.time_base or 1))
+        return f"frame {shown} ({seconds:.3f} s): {place}"
+
+
+class _Supply:
+    """Packets of a file by number, from memory or, of a large file, from the file again.
+
+    Packets leave with their number as `pts`, which the decoder hands on to the frame.
+    """
+
+    def __init__(
+        self,
+        packets: _Packets,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        path: Path,
+    ) -> None:
+        self._packets = packets
+        self._container = container
+        self._stream = stream
+        self._path = path
+        self._reading: Iterator[_Packet] = iter(())
+        self._next = -1
+
+    def __getitem__(self, number: int) -> _Packet:
+        if self._packets.data is not None:
+            return self._packets.data[number]
+        if self._next < 0 or not 0 <= number - self._next <= _SEEK_GAP:
+            self._seek(number)
+        for packet in self._reading:
+            if not packet.size:
+                continue
+            self._next += 1
+            if self._next - 1 == number:
+                if not self._same(packet, number):
+                    break
+                packet.pts = number
+                return packet
+        raise UnreadableVideo(self._path, f"packet {number} is not what it was on opening")
+
+    def _same(self, packet: _Packet, number: int) -> bool:
+        stamps = (_stamp(packet.pts), _stamp(packet.dts))
+        return stamps == (self._packets.pts[number], self._packets.dts[number])
+
+    def _seek(self, number: int) -> None:
+        """Go to the packet, or to one before it."""
+        for stamp in (self._packets.pts[number], self._packets.dts[number]):
+            if number == 0 or stamp == _NONE:
+                continue
+            self._container.seek(int(stamp), stream=self._stream, backward=True)
+            self._reading = self._container.demux(self._stream)
+            packet = next((p for p in self._reading if p.size), None)
+            if packet is None:
+                continue
+            found = self._numbers(packet)
+            if len(found) == 1 and found[0] <= number:
+                self._next = int(found[0])
+                self._reading = chain([packet], self._reading)
+                return
+        self._rewind()
+
+    def _numbers(self, packet: _Packet) -> Indices:
+        same = self._packets.pts == _stamp(packet.pts)
+        return np.flatnonzero(same & (self._packets.dts == _stamp(packet.dts)))
+
+    def _rewind(self) -> None:
+        """Start again from a fresh container: not all formats seek to their first packet."""
+        self._container = _opened(self._path)
+        self._stream = _only(self._container, self._stream.index)
+        self._reading = self._container.demux(self._stream)
+        self._next = 0
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    if not path.exists():
+        raise UnreadableVideo(path, "there is no such file or folder")
+    if not path.stat().st_size:
+        raise UnreadableVideo(path, "the file is empty")
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace")
+    except av.FFmpegError as error:
+        reason = f"it cannot be opened as a video ({_words(error)})"
+        raise UnreadableVideo(path, reason) from error
+
+
+def _only(container: av.container.InputContainer, index: int) -> av.VideoStream:
+    """The stream of that number; the container reads no other."""
+    for other in container.streams:
+        if other.index != index:
+            other.discard = Discard.all
+    return next(stream for stream in container.streams.video if stream.index == index)
+
+
+def _words(error: av.FFmpegError) -> str:
+    return error.strerror or str(error)
+
+
+def _stamp(value: int | None) -> int:
+    return _NONE if value is None else value
+
+
+def _increasing(stamps: Indices) -> bool:
+    return bool((stamps != _NONE).all() and (np.diff(stamps) > 0).all())
+
+
+def _chroma_unit(layout: av.VideoFormat | None) -> tuple[int, int]:
+    """Luma pixels per chroma pixel, across and down."""
+    if layout is None:
+        return 2, 2
+    return 16 // layout.chroma_width(16), 16 // layout.chroma_height(16)
+
+
+def _coded_order(kinds: list[str]) -> Indices | None:
+    """Display order of MPEG-4 part 2 pictures: a reference is shown once the next one is coded.
+
+    None if a B picture comes before both its references, as it is then not shown.
+    """
+    order: list[int] = []
+    held = -1
+    references = 0
+    for number, kind in enumerate(kinds):
+        if kind == "B":
+            if references < 2:
+                return None
+            order.append(number)
+            continue
+        references += 1
+        if held >= 0:
+            order.append(held)
+        held = number
+    return np.array([*order, held], dtype=np.int64)
+
+
+# --- what a packet says of itself ---------------------------------------------------------------
+
+# (decoding may start here, nothing later depends on what is before, kind of `_Packets`, shown)
+_Said = tuple[bool, bool, str, bool]
+
+
+def _look(codec: str, extradata: bytes | None) -> Callable[[_Packet], _Said]:
+    """How to look into the packets of a codec."""
+    extradata = extradata or b""
+    if codec in _INTRA:
+        return lambda packet: (True, True, "", True)
+    match codec:
+        case "h264":
+            width = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" else 0
+            return partial(_look_h264, width=width)
+        case "hevc":
+            width = (extradata[21] & 3) + 1 if extradata[:1] == b"\x01" else 0
+            return partial(_look_hevc, width=width)
+        case "mpeg4":
+            return _look_mpeg4
+        case "vp8" | "libvpx":
+            return _look_vp8
+        case "vp9" | "libvpx-vp9":
+            return _look_vp9
+    return lambda packet: (packet.is_keyframe, packet.is_keyframe, "", True)
+
+
+def _units(data: bytes, width: int) -> Iterator[bytes]:
+    """Beginnings of the NAL units of a packet; `width` bytes of length each, 0: start codes."""
+    if not width:
+        yield from (data[m.end() : m.end() + 64] for m in re.finditer(rb"\x00\x00\x01", data))
+        return
+    at = 0
+    while at + width < len(data):
+        size = int.from_bytes(data[at : at + width], "big")
+        yield data[at + width : at + width + min(size, 64)]
+        at += width + size
+
+
+def _look_h264(packet: _Packet, *, width: int) -> _Said:
+    if not packet.is_keyframe:
+        return False, False, "", True
+    entry = False
+    for unit in _units(bytes(packet), width):
+        kind = unit[0] & 31 if unit else 0
+        if kind == 5:
+            return True, True, "", True
+        entry = entry or (kind == 6 and _recovers_at_once(unit[1:]))
+    return entry, False, "", True
+
+
+def _recovers_at_once(payload: bytes) -> bool:
+    """Whether supplemental information holds a recovery point that is this very picture."""
+    at = 0
+    while at + 2 < len(payload):
+        kind = payload[at]
+        size = payload[at + 1]
+        if kind == 6:
+            return bool(payload[at + 2] & 0x80)  # recovery_frame_cnt, ue(v): a leading 1 is zero
+        if kind == 0xFF or size == 0xFF:
+            return False
+        at += 2 + size
+    return False
+
+
+def _look_hevc(packet: _Packet, *, width: int) -> _Said:
+    if not packet.is_keyframe:
+        return False, False, "", True
+    kinds = {unit[0] >> 1 & 63 for unit in _units(bytes(packet), width) if unit}
+    return any(16 <= kind <= 21 for kind in kinds), bool(kinds & {19, 20}), "", True
+
+
+def _look_mpeg4(packet: _Packet) -> _Said:
+    data = bytes(packet)
+    at = data.find(_VOP)
+    single = 0 <= at < len(data) - 4 and data.find(_VOP, at + 4) < 0
+    if not single or len(data) <= _MPEG4_NOT_CODED:
+        return False, False, "?", True
+    kind = "IPBS"[data[at + 4] >> 6]
+    return kind == "I", kind == "I", kind, True
+
+
+def _look_vp8(packet: _Packet) -> _Said:
+    head = bytes(packet)[0]
+    key = not head & 1
+    return key, key, "", bool(head & 0x10)
+
+
+def _look_vp9(packet: _Packet) -> _Said:
+    data = bytes(packet)
+    key = packet.is_keyframe
+    if data[-1] & 0xE0 == 0xC0:  # several frames of which the last is shown
+        return key, key, "", True
+    profile_3 = data[0] & 0x30 == 0x30
+    show_existing, show = (0x04, 0x01) if profile_3 else (0x08, 0x02)
+    return key, key, "", bool(data[0] & (show_existing | show))
+
+
+# --- folders of frames --------------------------------------------------------------------------
+
+
+class _FolderCutter(_Cutter[Path]):
+    """Cuts one window of images, which are read at a fraction of their size where that will do."""
+
+    def __init__(self, window: Box, size: tuple[int, int] | None, frame: tuple[int, int]) -> None:
+        self._frame = frame
+        self._size = size
+        self.used = window
+        if size is None:
+            left, right = _snapped(window[0], window[2], 1, frame[0])
+            top, bottom = _snapped(window[1], window[3], 1, frame[1])
+            self.used = (left, top, right, bottom)
+
+    def __call__(self, frame: Path) -> Pixels:
+        try:
+            with Image.open(frame) as image:
+                return self._cut(image, frame)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableVideo(frame, f"the frame does not decode ({error})") from error
+
+    def _cut(self, image: Image.Image, path: Path) -> Pixels:
+        width, height = self._frame
+        if image.size != self._frame:
+            reason = "is {} x {} pixels, the first frame of its folder {} x {}"
+            raise UnreadableVideo(path, reason.format(*image.size, width, height))
+        x0, y0, x1, y1 = self.used
+        if self._size is None:
+            whole = np.asarray(image.convert("RGB"))
+            return whole[int(y0) : int(y1), int(x0) : int(x1)]
+        out_height, out_width = self._size
+        # At least twice the size that is needed, so that the smooth filter still does the work.
+        image.draft(
+            "RGB",
+            (
+                min(width, round(2 * out_width * width / (x1 - x0))),
+                min(height, round(2 * out_height * height / (y1 - y0))),
+            ),
+        )
+        across, down = image.width / width, image.height / height
+        box = (
+            x0 * across,
+            y0 * down,
+            min(x1 * across, image.width),
+            min(y1 * down, image.height),
+        )
+        small = image.convert("RGB").resize(
+            (out_width, out_height), Image.Resampling.BILINEAR, box=box
+        )
+        return np.asarray(small)
+
+
+class _Folder(_Source[Path]):
+    """A folder of frames."""
+
+    def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
+        names = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        self._frames = sorted(names, key=_natural)
+        if not self._frames:
+            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            raise UnreadableVideo(path, f"the folder holds no frames ({kinds})")
+        try:
+            with Image.open(self._frames[0]) as image:
+                width, height = image.size
+        except OSError as error:
+            reason = f"the frame does not decode ({error})"
+            raise UnreadableVideo(self._frames[0], reason) from error
+        rate = fps or DEFAULT_FPS
+        count = len(self._frames)
+        self.times = np.arange(count) / rate
+        self.info = VideoInfo(
+            frames=count,
+            width=width,
+            height=height,
+            fps=rate,
+            duration=count / rate,
+            rotation=0,
+            codec=self._frames[0].suffix[1:].lower(),
+            stream=0,
+        )
+        if verify:
+            cutter = self.cutter((0.0, 0.0, width, height), None)
+            for frame in self._frames:
+                cutter(frame)
+
+    def frames(self, wanted: Indices) -> Iterator[tuple[int, Path]]:
+        """Give the files of the frames wanted."""
+        return ((int(n), self._frames[n]) for n in wanted)
+
+    def cutter(self, window: Box, size: tuple[int, int] | None) -> _FolderCutter:
+        """Cut with Pillow."""
+        return _FolderCutter(window, size, (self.info.width, self.info.height))
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Order of names in which frame2 comes before frame10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
