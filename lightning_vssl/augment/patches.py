@@ -281,8 +281,9 @@ def patch_alpha(shape: int, edge: float, height: int, width: int, device: torch.
 def paste(video: Tensor, tracks: Tracks) -> Tensor:
     """Pastes the patches of `tracks` into clips.
 
-    A patch is cut from its source frame before anything is pasted, resized (antialiased) to each
-    frame's box, and blended in. Large patches are pasted first, so that small ones stay visible.
+    A patch and its opacity are made at the size of the source frame's box, before anything is
+    pasted, resized together (bilinear, antialiased) to each frame's box, and blended in. Large
+    patches are pasted first, so that small ones stay visible.
 
     Args:
         video: Clips, (B, T, 3, H, W) float; changed in place.
@@ -292,15 +293,16 @@ def paste(video: Tensor, tracks: Tracks) -> Tensor:
         ``video``.
     """
     # One transfer for the whole batch: slices need their bounds on the host.
-    boxes, sources = tracks.boxes.tolist(), tracks.source.tolist()
-    shapes, edges, shown = tracks.shape.tolist(), tracks.edge.tolist(), tracks.shown.tolist()
+    boxes, sources, shown = tracks.boxes.tolist(), tracks.source.tolist(), tracks.shown.tolist()
+    shapes, edges, opacity = tracks.shape.tolist(), tracks.edge.tolist(), tracks.alpha.tolist()
     sides = (tracks.boxes[..., 2:] - tracks.boxes[..., :2]).float().mean(2)  # (B, K, 2)
     order = sides.prod(-1).argsort(dim=1, descending=True, stable=True).tolist()
     for b, clip in enumerate(video):
         cuts = []
         for k, source in enumerate(sources[b]):
             x1, y1, x2, y2 = boxes[b][k][source]
-            cuts.append(clip[source, :, y1:y2, x1:x2].clone())
+            alpha = patch_alpha(shapes[b][k], edges[b][k], y2 - y1, x2 - x1, clip.device)
+            cuts.append(torch.cat([clip[source, :, y1:y2, x1:x2], alpha[None].to(clip)])[None])
         for k in order[b]:
             sized: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
             for t, (x1, y1, x2, y2) in enumerate(boxes[b][k]):
@@ -308,11 +310,8 @@ def paste(video: Tensor, tracks: Tracks) -> Tensor:
                     continue
                 size = (y2 - y1, x2 - x1)
                 if size not in sized:
-                    patch = F.interpolate(
-                        cuts[k][None], size=size, mode="bilinear", antialias=True
-                    )[0]
-                    alpha = patch_alpha(shapes[b][k], edges[b][k], *size, clip.device)
-                    sized[size] = patch, alpha.to(clip)
+                    resized = F.interpolate(cuts[k], size, mode="bilinear", antialias=True)[0]
+                    sized[size] = resized[:3], resized[3]
                 patch, alpha = sized[size]
-                clip[t, :, y1:y2, x1:x2].lerp_(patch, alpha * tracks.alpha[b, k, t].to(clip))
+                clip[t, :, y1:y2, x1:x2].lerp_(patch, alpha * opacity[b][k][t])
     return video

@@ -1,5 +1,8 @@
 """Catch-the-Patch's tracks: their statistics, their pixels, their independence of the batch."""
 
+import functools
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -105,22 +108,25 @@ def test_pasted_pixels_equal_a_slow_definition():
     for k in (0, 1):  # the first trajectory has the larger boxes: pasted first
         sx1, sy1, sx2, sy2 = boxes[0, k, tracks.source[0, k]].tolist()
         cut = video[0, tracks.source[0, k], :, sy1:sy2, sx1:sx2]
+        base = torch.ones(1, 1, sy2 - sy1, sx2 - sx1, dtype=torch.float64)  # hard rectangle
+        for y in range(sy2 - sy1):
+            for x in range(sx2 - sx1):
+                dy = abs((y + 0.5) / (sy2 - sy1) - 0.5)
+                dx = abs((x + 0.5) / (sx2 - sx1) - 0.5)
+                if k == 0:  # soft ellipse
+                    base[..., y, x] = max(0.0, min(1.0, (0.5 - math.hypot(dx, dy)) / 0.15))
         for t in range(2):
             if not tracks.shown[0, k, t]:
                 continue
             x1, y1, x2, y2 = boxes[0, k, t].tolist()
-            patch = functional.interpolate(
-                cut[None], (y2 - y1, x2 - x1), mode="bilinear", antialias=True
-            )[0]
+            size = (y2 - y1, x2 - x1)
+            resize = functools.partial(
+                functional.interpolate, size=size, mode="bilinear", antialias=True
+            )
+            patch, alpha = resize(cut[None])[0], resize(base)[0, 0]
             for y in range(y2 - y1):
                 for x in range(x2 - x1):
-                    dy = abs((y + 0.5) / (y2 - y1) - 0.5)
-                    dx = abs((x + 0.5) / (x2 - x1) - 0.5)
-                    if k == 0:  # soft ellipse
-                        opacity = min(1.0, max(0.0, (0.5 - (dx**2 + dy**2) ** 0.5) / (0.5 - 0.35)))
-                    else:  # hard rectangle
-                        opacity = 1.0
-                    opacity *= tracks.alpha[0, k, t].item()
+                    opacity = alpha[y, x].item() * tracks.alpha[0, k, t].item()
                     pixel = expected[t, :, y1 + y, x1 + x]
                     expected[t, :, y1 + y, x1 + x] = (
                         pixel * (1 - opacity) + patch[:, y, x] * opacity
