@@ -222,21 +222,23 @@ def _other_track(draws: Draws, frames: int, height: int, width: int) -> Track:
     )
 
 
-def _reflected(values: Floats, margin: Floats, length: int) -> Floats:
+def _reflected(values: Floats, margin: float, length: int) -> Floats:
     """Folds a straight path into [margin, length - margin]: it bounces off the borders."""
-    room = np.maximum(length - 2 * margin, 1.0)
+    room = max(length - 2 * margin, 1.0)
     at = np.mod(values - margin, 2 * room)
     return np.asarray(margin + np.where(at < room, at, 2 * room - at))
 
 
 def _bounced(track: Track, height: int, width: int) -> Track:
-    margin = np.full_like(track.radius, float(track.radius.max()) + 1.0)
-    return Track(
-        _reflected(track.x, margin, width),
-        _reflected(track.y, margin, height),
-        track.radius,
-        track.angle,
-    )
+    """Keeps a path inside the frame; it sets out in its own direction."""
+    margin = float(track.radius.max()) + 1.0
+
+    def folded(values: Floats, length: int) -> Floats:
+        room = max(length - 2 * margin, 1.0)
+        start = margin + (float(values[0]) % length) / length * room
+        return _reflected(values - values[0] + start, margin, length)
+
+    return Track(folded(track.x, width), folded(track.y, height), track.radius, track.angle)
 
 
 # --- textures -----------------------------------------------------------------------------------
@@ -332,7 +334,7 @@ def _pattern(draws: Draws, size: int, fine: int) -> Ints:
 
 def _colour(draws: Draws, light: int) -> Ints:
     """Draws a colour of a given lightness (0..255, Rec. 601), (3,) int32."""
-    rgb = np.array([60 + draws.below(160) for _ in range(3)], dtype=np.int32)
+    rgb = np.array([80 + draws.below(130) for _ in range(3)], dtype=np.int32)
     now = int(77 * rgb[0] + 150 * rgb[1] + 29 * rgb[2]) >> 8
     rgb = rgb * light // max(now, 1)
     # What is lost to clipping goes to all channels, which greys the colour but keeps its lightness.
@@ -642,9 +644,12 @@ def compose(
 def _crossing(main: Track, other: Track, height: int, width: int) -> Track:
     """Moves a path so that it meets the main object in mid-video."""
     middle = len(main.x) // 2
+    margin = float(other.radius.max()) + 1.0
     x = other.x + (main.x[middle] - other.x[middle])
     y = other.y + (main.y[middle] - other.y[middle])
-    return _bounced(Track(x, y, other.radius, other.angle), height, width)
+    return Track(
+        _reflected(x, margin, width), _reflected(y, margin, height), other.radius, other.angle
+    )
 
 
 # --- rendering ----------------------------------------------------------------------------------
