@@ -46,9 +46,9 @@ def _tool(name: str, arguments: list[str]) -> None:
     from jsonargparse import auto_cli
 
     if name == "export":
-        from lightning_vssl.backbones.weights import export
+        from lightning_vssl.backbones.weights import export_command
 
-        auto_cli(export, args=arguments, prog="lightning-vssl export", as_positional=True)
+        auto_cli(export_command, args=arguments, prog="lightning-vssl export", as_positional=True)
     else:
         from lightning_vssl.data.synthetic import demo
 
@@ -58,22 +58,24 @@ def _tool(name: str, arguments: list[str]) -> None:
 def _plain(error: Exception) -> str | None:
     """Says what the user can mend, or None for anything else.
 
-    That is: a ValueError, an OSError or an unreadable video raised by this package's own code, and
-    a full disk whoever met it.
+    That is: a ValueError, an OSError or an unreadable video raised by this package's own code, an
+    argument that a constructor refused, and a full disk whoever met it.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" {error.filename}" if error.filename else ""
         return f"no space left on the disk while writing{where}; free some and run again"
-    from lightning_vssl.data.decode import UnreadableVideo
-
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    ours = module.split(".")[0] == "lightning_vssl"
-    if ours and isinstance(error, ValueError | OSError | UnreadableVideo):
-        return str(error)
-    return None
+    if module.startswith("jsonargparse.") and isinstance(error, ValueError):
+        from lightning_vssl.run import short
+
+        return short(str(error))
+    if module.split(".")[0] != "lightning_vssl":
+        return None
+    known = isinstance(error, ValueError | OSError) or type(error).__name__ == "UnreadableVideo"
+    return str(error) if known else None
 
 
 def packaged_recipes() -> Path:

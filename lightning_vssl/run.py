@@ -9,10 +9,12 @@ import difflib
 import importlib
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -20,13 +22,14 @@ import lightning.pytorch as pl
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 import lightning_vssl
 from lightning_vssl import callbacks, datamodules, evaluation, methods
+from lightning_vssl.callbacks.progress import progress_bar
 
 # Settings that belong to the machine: a resumed run may change them without a word.
 _MACHINE = re.compile(
@@ -34,6 +37,16 @@ _MACHINE = re.compile(
     r"|callbacks|default_root_dir|profiler|benchmark|max_time|enable_|log_every|num_sanity)"
     r"|data\.init_args\.(root|cache_dir|num_workers|prefetch_factor)"
 )
+
+
+def _quieten() -> None:
+    """Drops Lightning's advertisements and warnings that a user of this command cannot act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip: For seamless" not in record.getMessage()
+    )
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
 
 
 @rank_zero_only
@@ -51,7 +64,7 @@ class RunParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         options = [action.dest for action in parser._actions]
-        sys.stderr.write(f"lightning-vssl: error: {misspelt(message, options) or message}\n")
+        sys.stderr.write(f"lightning-vssl: error: {misspelt(message, options) or short(message)}\n")
         sys.stderr.write(f"(all options: {parser.prog.replace(' [options]', '')} --help)\n")
         sys.exit(2)
 
@@ -77,6 +90,22 @@ def misspelt(message: str, options: list[str]) -> str | None:
     if found := re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE):
         return f"there is no class '{found.group(1)}'" + _nearest(found.group(1), _classes())
     return None
+
+
+def short(message: str) -> str:
+    """Leaves out of jsonargparse's complaint what else it tried, and the value once more.
+
+    Args:
+        message: The complaint, of many lines.
+
+    Returns:
+        One line.
+    """
+    message = re.sub(r"Call to compute_fn of link .* failed: ", "", message)
+    tried = r"- (Does not validate|Expected a <class 'NoneType')|Does not|Subtypes:|Errors:|Given "
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if line and not re.match(tried, line)]
+    return " ".join(kept)
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -250,6 +279,7 @@ class RunCLI(LightningCLI):
         for package in (methods, evaluation, datamodules, callbacks):  # for `--model CtP`
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 importlib.import_module(module.name)
+        _quieten()
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -270,6 +300,8 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; Lightning's would warn about a list of arguments."""
         if isinstance(args, list):
+            if any(re.match(r"--data\.(init_args\.)?seed\b", word) for word in args):
+                raise ValueError("data.seed follows from seed_everything; give --seed_everything")
             self.config = parser.parse_args(args)
         else:
             super().parse_arguments(parser, args)
@@ -294,13 +326,19 @@ class RunCLI(LightningCLI):
             _refuse_silent_restore(folder, self.subcommand, config.ckpt_path)
         elif config.ckpt_path is None and Path(folder, "checkpoints").is_dir():
             say(f"{folder} holds an earlier run: it is overwritten. --ckpt_path last continues it.")
-        settings = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        settings = json.loads(self.parser.dump(self.config, format="json"))
         self.record = Record(flat(settings[self.subcommand]))
         self.trainer_defaults["callbacks"] = [self.record]
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
-        """Adds CSV and TensorBoard, straight in the run's folder, to the recipe's loggers."""
+        """Adds a progress bar that suits the output, and CSV and TensorBoard in the run's folder.
+
+        Loggers and bars of the recipe stay; `trainer.logger: false` leaves all of them out.
+        """
         config = self._get(self.config_init, "trainer")
+        bars = [c for c in config.callbacks or [] if isinstance(c, ProgressBar)]
+        if not bars and config.enable_progress_bar is not False and not config.barebones:
+            self.trainer_defaults["callbacks"].append(progress_bar())
         folder, given = config.default_root_dir, config.logger
         if given is False:
             return super().instantiate_trainer(**kwargs)
