@@ -125,7 +125,7 @@ class VideoFolder(VideoDataModule):
         train = str(self.folders["train"])
         known = owners if split == "train" else self._owners(train, self._files(train))
         names = tuple(sorted(set(known) - {""}))
-        strange = sorted(set(owners) - set(names) - ({""} if not names else set()))
+        strange = sorted(set(owners) - set(names) - {""})
         if strange:
             raise ValueError(
                 f"{self.root / folder} has classes that {self.root / train} lacks: "
