@@ -272,7 +272,9 @@ def _noise(draws: Draws, size: int, cells: int, octaves: int) -> Ints:
         after = (cell + 1) % n
         rows = lattice[cell] * (256 - weight[:, None]) + lattice[after] * weight[:, None]
         field = rows[:, cell] * (256 - weight) + rows[:, after] * weight
-        total += field >> (10 + octave)
+        # Shifted, so that the octaves' lattices do not line up.
+        shift = (draws.below(size), draws.below(size))
+        total += np.roll(field >> (10 + octave), shift, axis=(0, 1))
     low, high = int(total.min()), int(total.max())
     return np.asarray((total - low) * 255 // max(high - low, 1), dtype=np.int32)
 
@@ -332,18 +334,22 @@ def _pattern(draws: Draws, size: int, fine: int) -> Ints:
     return _triangle_wave(axis[None, :] * a + axis[:, None] * b + warp * (1 + draws.below(3)))
 
 
-def _colour(draws: Draws, light: int) -> Ints:
-    """Draws a colour of a given lightness (0..255, Rec. 601), (3,) int32."""
+def _colour(draws: Draws, light: int, vivid: int = 256) -> Ints:
+    """Draws a colour of a given lightness (0..255, Rec. 601), (3,) int32.
+
+    ``vivid`` scales its distance from grey, in 1/256.
+    """
     rgb = np.array([80 + draws.below(130) for _ in range(3)], dtype=np.int32)
     now = int(77 * rgb[0] + 150 * rgb[1] + 29 * rgb[2]) >> 8
     rgb = rgb * light // max(now, 1)
-    # What is lost to clipping goes to all channels, which greys the colour but keeps its lightness.
+    # What is lost to clipping goes to all channels: it greys the colour but keeps its lightness.
     clipped = np.minimum(rgb, 245)
+    clipped = light + ((clipped - light) * vivid >> 8)
     lost = light - (int(77 * clipped[0] + 150 * clipped[1] + 29 * clipped[2]) >> 8)
     return np.asarray(np.clip(clipped + lost, 8, 250), dtype=np.int32)
 
 
-def _texture(draws: Draws, size: int, fine: int, light: int, contrast: int) -> Bytes:
+def _texture(draws: Draws, size: int, fine: int, light: int, contrast: int, vivid: int) -> Bytes:
     """Draws a periodic colour texture.
 
     Args:
@@ -352,14 +358,15 @@ def _texture(draws: Draws, size: int, fine: int, light: int, contrast: int) -> B
         fine: How many coarse features fit in a side.
         light: Mean lightness, 0..255.
         contrast: Half the range of lightness.
+        vivid: How far from grey, in 1/256.
 
     Returns:
         (size, size, 3) uint8, RGB.
     """
     stops = [
-        _colour(draws, light - contrast),
-        _colour(draws, light),
-        _colour(draws, light + contrast),
+        _colour(draws, light - contrast, vivid),
+        _colour(draws, light, vivid),
+        _colour(draws, light + contrast, vivid),
     ]
     steps = np.arange(128, dtype=np.int32)[:, None]
     ramp = np.concatenate(
@@ -462,7 +469,7 @@ def _sprite(draws: Draws, shape: Shape, side: int, light: int) -> Bytes:
         body = core
     rim = 4 - body.reshape(side, 2, side, 2).sum(axis=(1, 3), dtype=np.int32)  # 0..4
     edge = _colour(draws, 40 if light > 110 else 215)
-    rgb = _texture(draws, side, 2, light, 45).astype(np.int32)
+    rgb = _texture(draws, side, 2, light, 45, vivid=256).astype(np.int32)
     rgb = (rgb * (4 - rim)[..., None] + edge * rim[..., None]) >> 2
     sprite = np.concatenate([rgb, (count * 255 >> 2)[..., None]], axis=-1)
     return np.asarray(sprite, dtype=np.uint8)
@@ -616,7 +623,7 @@ def compose(
     if borders == "bounce":
         tracks = [_bounced(track, height, width) for track in tracks]
         if len(tracks) > 1:
-            tracks[1] = _crossing(tracks[0], tracks[1], height, width)
+            tracks[1] = _crossing(draws, tracks[0], tracks[1], height, width)
             front[1] = True
     ground = 60 + draws.below(136)
     step = 70 + draws.below(25)
@@ -641,12 +648,15 @@ def compose(
     )
 
 
-def _crossing(main: Track, other: Track, height: int, width: int) -> Track:
-    """Moves a path so that it meets the main object in mid-video."""
-    middle = len(main.x) // 2
+def _crossing(draws: Draws, main: Track, other: Track, height: int, width: int) -> Track:
+    """Sends an object on a straight path over the main one, which it meets in mid-video."""
+    frames = len(main.x)
     margin = float(other.radius.max()) + 1.0
-    x = other.x + (main.x[middle] - other.x[middle])
-    y = other.y + (main.y[middle] - other.y[middle])
+    speed = draws.uniform(0.008, 0.014) * min(height, width)
+    heading = draws.uniform(0, 2 * math.pi)
+    time = np.arange(frames, dtype=np.float64) - frames // 2
+    x = main.x[frames // 2] + speed * float(_rounded([math.cos(heading)])[0]) * time
+    y = main.y[frames // 2] + speed * float(_rounded([math.sin(heading)])[0]) * time
     return Track(
         _reflected(x, margin, width), _reflected(y, margin, height), other.radius, other.angle
     )
@@ -675,7 +685,7 @@ def _enlarged(tile: Bytes, height: int, width: int) -> Bytes:
 def _background(scene: Scene, draws: Draws) -> Bytes:
     """Draws the panning background, (T, H, W, 3) uint8."""
     height, width = scene.height, scene.width
-    tile = _texture(draws, 192, 3, scene.lights[0], 34)
+    tile = _texture(draws, 192, 3, scene.lights[0], 34, vivid=150)
     # The tile covers 1.5 short sides, so that its period is not seen in one frame of usual shape.
     side = min(height, width) * 3 // 2
     tile = _enlarged(tile, side, side)
