@@ -7,7 +7,8 @@ video files in the layout of a benchmark; `demo` is the command ``lightning-vssl
 from pathlib import Path
 from typing import Literal
 
-from lightning_vssl.data.synthetic_layouts import LAYOUTS, LayoutName, make_demo
+from lightning_vssl.data.synthetic_layouts import LAYOUTS, VERSION, LayoutName, make_demo
+from lightning_vssl.data.synthetic_recognition import DemoLayout
 from lightning_vssl.data.synthetic_scenes import (
     MOTIONS,
     OBJECTS,
@@ -23,6 +24,8 @@ __all__ = [
     "LAYOUTS",
     "MOTIONS",
     "OBJECTS",
+    "VERSION",
+    "DemoLayout",
     "Drawn",
     "LayoutName",
     "Scene",
