@@ -5,25 +5,27 @@ random numbers are put back, and the probe's gradient stops at the features.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich import get_console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.data.decode import UnreadableVideo
 from lightning_vssl.metrics.neighbours import first_of_each, knn_predict, recall_at_k
 from lightning_vssl.nn.gather import all_reduce_sum, gather_uneven, rank, world_size
 
-Loader = DataLoader[dict[str, Tensor]]
+Sample = dict[str, Tensor]
+Loader = DataLoader[Sample]
 
 
 @runtime_checkable
@@ -97,18 +99,51 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
                 part.training = training
 
 
-def _share(loader: Loader, videos: int | None) -> Loader:
-    """This rank's part of the loader's data set: every world-size-th of the rows wanted."""
+class _Readable(Dataset[Sample | None]):
+    """Some rows of a data set; None where a video breaks: no reason to end the run watched."""
+
+    def __init__(self, dataset: Dataset[Sample], rows: list[int]) -> None:
+        self.dataset = dataset
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Sample | None:
+        try:
+            return self.dataset[self.rows[number]]
+        except UnreadableVideo:
+            return None
+
+
+class _Collate:
+    """The loader's own collate function on the videos that could be read."""
+
+    def __init__(self, collate: Callable[[list[Sample]], Sample]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Sample | None]) -> Sample | None:
+        found = [sample for sample in samples if sample is not None]
+        return self.collate(found) if found else None
+
+
+def _rows(loader: Loader, videos: int | None) -> list[int]:
+    """The rows wanted, rising; always the same ones."""
     total = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as all of this package
-    rows = torch.arange(total)
-    if videos is not None and videos < total:
-        # At random, as manifests are sorted by class; always the same ones.
-        rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:videos].sort()[0]
+    if videos is None or videos >= total:
+        return list(range(total))
+    # At random, as manifests are sorted by class.
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:videos].tolist())
+
+
+def _share(loader: Loader, rows: list[int]) -> DataLoader[Sample | None]:
+    """This rank's part: every world-size-th of the rows."""
     return DataLoader(
-        Subset(loader.dataset, rows[rank() :: world_size()].tolist()),
+        _Readable(loader.dataset, rows[rank() :: world_size()]),
         batch_size=loader.batch_size,
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
+        collate_fn=_Collate(loader.collate_fn),
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
@@ -136,7 +171,8 @@ def encode(
     """Turns labelled videos into vectors, each rank its share, without disturbing the run.
 
     The plain view (``module.view``), the encoder in eval mode, its last map averaged over space,
-    time and clips. Videos without a label (below 0) are left out.
+    time and clips. Videos without a label (below 0) are left out, and so, with a warning, are
+    those that cannot be read.
 
     Args:
         trainer: The trainer of the run.
@@ -154,11 +190,14 @@ def encode(
     """
     backbone, view = _backbone(module, who)
     device = module.device
+    wanted = _rows(loader, videos)
     features = [torch.zeros(0, backbone.num_features, device=device)]
     labels = [torch.zeros(0, dtype=torch.int64, device=device)]
     index = [torch.zeros(0, dtype=torch.int64, device=device)]
     with torch.no_grad(), _undisturbed(module):
-        for sample in _share(loader, videos):
+        for sample in _share(loader, wanted):
+            if sample is None:
+                continue
             batch = {name: x.to(device, non_blocking=True) for name, x in sample.items()}
             if "label" not in batch:
                 raise ValueError(
@@ -176,6 +215,9 @@ def encode(
     vectors = gather_uneven(torch.cat(features))
     order = rows.argsort(stable=True)
     keep = order[first_of_each(rows[order])]
+    if len(rows) < len(wanted):
+        broken = f"{len(wanted) - len(rows)} of {len(wanted)} videos could not be read"
+        rank_zero_warn(f"{who}: {broken} and are left out of its numbers.")
     keep = keep[known[keep] >= 0]
     if len(keep) == 0:
         raise ValueError(f"{who} needs labelled videos: of {len(rows)} read none has a label.")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_vssl.callbacks.online import OnlineKNN, OnlineProbe, encode
+from lightning_vssl.data.decode import UnreadableVideo
 from tests.callbacks.parts import Clips, Data, TinyMethod
 
 MakeTrainer = Callable[..., Trainer]
@@ -196,6 +197,21 @@ def test_what_the_data_lack_is_said(
     trainer.datamodule = data  # type: ignore[attr-defined]
     with pytest.raises(kind, match=words):
         OnlineKNN().measure(trainer, TinyMethod())
+
+
+class Broken(Clips):
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        if number in (2, 4, 5):
+            raise UnreadableVideo("broken.mp4", "cut short")
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_videos_are_left_out(make_trainer: MakeTrainer, workers: int) -> None:
+    loader = DataLoader(Broken(range(7)), batch_size=2, num_workers=workers)
+    with pytest.warns(UserWarning, match="watcher: 3 of 7 videos could not be read"):
+        found = encode(make_trainer(), TinyMethod(), loader, who="watcher")
+    assert found.rows.tolist() == [0, 1, 3, 6]
 
 
 def test_videos_without_any_label_are_refused(make_trainer: MakeTrainer) -> None:
