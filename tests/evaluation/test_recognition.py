@@ -62,7 +62,7 @@ def test_the_grid_equals_a_run_of_each_rate_and_leaves_the_backbone_alone(tmp_pa
         for mine, its in zip(grid.heads[g].parameters(), alone.heads[0].parameters(), strict=True):
             torch.testing.assert_close(mine, its, rtol=0, atol=1e-6)
     # Under 16-mixed a gradient that is no number would stop everybody's steps.
-    assert grid.heads[2].weight.isnan().any()
+    assert not grid.heads[2].weight.isfinite().any()
     assert grid.heads[2].weight.grad.isfinite().all()
     assert not torch.allclose(grid.heads[0].weight, grid.heads[1].weight, atol=1e-2)
 
