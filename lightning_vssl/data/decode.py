@@ -28,18 +28,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeAlias, TypeVar
+from typing import Generic, Self, TypeVar
 
 import av
 import numpy as np
 from av.filter import Graph
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
+
+from lightning_vssl.data.packets import (
+    NONE,
+    UNTIMED,
+    Indices,
+    Supply,
+    UnreadableVideo,
+    increasing,
+    index_packets,
+    may_turn,
+    only_stream,
+    opened,
+    shown_order,
+    stamp,
+    words,
+)
+
+__all__ = ["UnreadableVideo", "VideoInfo", "VideoReader", "probe"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Files that count as frames of a folder; compared without regard to case."""
@@ -47,58 +65,19 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 DEFAULT_FPS = 25.0
 """Frames per second of a source that carries no times, unless `fps` says otherwise."""
 
-# Packets of a file up to this size stay in memory between indexing and decoding, so that the file
-# is read once. Larger files are read again from the key frame that is needed.
-_KEEP_PACKETS = 32 * 2**20
 # The same for frames that had to be decoded only to be counted.
 _KEEP_FRAMES = 64 * 2**20
-# A gap of this many packets is worth a seek in a file that is too large to keep.
-_SEEK_GAP = 200
 # A gap of this many packets is worth emptying the decoder where a key frame does not do it.
 _FLUSH_GAP = 24
 
-# Containers that store a presentation time for each packet, and codecs of which one packet there
-# holds one frame. Other combinations are decoded to be counted, save those of _INTRA and MPEG-4
-# part 2, whose packets tell.
-_TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"})
-_ONE_FRAME = frozenset(
-    {"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "libdav1d", "av1", "mpeg4", "h263"}
-)
-_INTRA = frozenset({"mjpeg", "png", "rawvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "prores"})
-_UNTIMED = frozenset({"m4v", "h264", "hevc", "mpegvideo", "mjpeg", "obu", "h263"})
-_MAY_ROTATE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 # Decoders that skip exactly the frames no other frame refers to. HEVC is left out: its "sub-layer
 # non-reference" pictures may be referred to from a higher temporal layer.
 _SKIPS = frozenset({"h264", "mpeg4"})
 
-# Start code of an MPEG-4 part 2 picture. One that is not coded ("same as before") is not shown by
-# the decoder and takes at most 19 bytes, the limit of FFmpeg's mpeg4_unpack_bframes.
-_VOP = b"\x00\x00\x01\xb6"
-_MPEG4_NOT_CODED = 19
-
-Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 F = TypeVar("F")
-_Packet: TypeAlias = "av.Packet[av.VideoStream]"
-
-
-class UnreadableVideo(Exception):
-    """A video that cannot be read, or not in full.
-
-    Attributes:
-        path: The file or folder.
-        reason: What is wrong with it, in words.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path = str(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -451,61 +430,28 @@ def _pixels(rgb: av.VideoFrame) -> Pixels:
     return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 
-@dataclass
-class _Packets:
-    """The packets of a video stream, in the order of the file, without their data.
-
-    Attributes:
-        pts: (P,) int64 presentation times in units of the time base; `_NONE` where missing.
-        dts: (P,) int64 decoding times; `_NONE` where missing.
-        shown: (P,) bool, False for packets hidden by an edit list or by the codec.
-        entry: (P,) bool, decoding may start here.
-        clean: (P,) bool, nothing after this packet depends on anything before it.
-        kind: (P,) one letter each: I, P, B or S for MPEG-4 part 2, "?" for a packet that does not
-            hold exactly one shown frame, "" where packets are not looked into.
-        data: The packets themselves, or None if the file is too large to keep.
-        last: Duration of the last packet in units of the time base, 0 if not known.
-    """
-
-    pts: Indices
-    dts: Indices
-    shown: NDArray[np.bool_]
-    entry: NDArray[np.bool_]
-    clean: NDArray[np.bool_]
-    kind: list[str]
-    data: list[_Packet] | None
-    last: int
-
-    def __len__(self) -> int:
-        return len(self.pts)
-
-
-_NONE = np.iinfo(np.int64).min
-
-
 class _File(_Source[av.VideoFrame]):
     """A video file, by way of its packets."""
 
     def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
         self._path = path
-        self._container = _opened(path)
+        self._container = opened(path)
         try:
-            self._open(fps, verify)
+            self._open(path, fps, verify)
         except BaseException:
             self._container.close()
             raise
 
-    def _open(self, fps: float | None, verify: bool) -> None:
+    def _open(self, path: Path, fps: float | None, verify: bool) -> None:
         self._stream = self._chosen()
         self._codec = self._stream.codec_context.name
         self._format = self._container.format.name
-        keep = self._path.stat().st_size <= _KEEP_PACKETS
         self._used = False
         self._kept: list[av.VideoFrame] | None = None
-        self._packets = self._index(keep)
+        self._packets = index_packets(self._container, self._stream, path)
         if not len(self._packets):
             raise UnreadableVideo(self._path, "the video stream holds no frame")
-        order = None if verify else self._presentation()
+        order = None if verify else shown_order(self._packets, self._format, self._codec)
         self._planned = order is not None
         self._order = self._decoded_order() if order is None else order
         self._rank = np.full(len(self._packets), -1, dtype=np.int64)
@@ -514,7 +460,7 @@ class _File(_Source[av.VideoFrame]):
         self._when = self._rank if self._packets.shown.all() else self._packets.pts
         ticks = self._ticks()
         base = float(self._stream.time_base or 1)
-        rate = fps if self._format in _UNTIMED else None
+        rate = fps if self._format in UNTIMED else None
         if ticks is None or rate is not None:
             ticks, base = np.arange(len(self._order)), 1.0 / (rate or self._stated_rate())
         self.times = (ticks - ticks[0]) * base
@@ -529,56 +475,11 @@ class _File(_Source[av.VideoFrame]):
         if not streams:
             raise UnreadableVideo(self._path, "it holds no video stream")
         marked = [s for s in streams if s.disposition & Disposition.default]
-        stream = _only(self._container, (marked or streams)[0].index)
+        stream = only_stream(self._container, (marked or streams)[0].index)
         if stream.codec_context is None:
             raise UnreadableVideo(self._path, "there is no decoder for its video stream")
         stream.codec_context.thread_count = 1
         return stream
-
-    def _index(self, keep: bool) -> _Packets:
-        """Read all packets once, without decoding."""
-        look = _look(self._codec, self._stream.codec_context.extradata)
-        rows: list[tuple[int, int, bool, bool, bool]] = []
-        kind: list[str] = []
-        data: list[_Packet] = []
-        last = 0
-        try:
-            for packet in self._container.demux(self._stream):
-                if not packet.size:
-                    continue
-                pts, dts = _stamp(packet.pts), _stamp(packet.dts)
-                entry, clean, letter, shown = look(packet)
-                rows.append((pts, dts, shown and not packet.is_discard, entry, clean))
-                kind.append(letter)
-                last = packet.duration or 0
-                if keep:
-                    packet.pts = len(data)
-                    data.append(packet)
-        except av.FFmpegError as error:
-            raise UnreadableVideo(
-                self._path, f"it breaks after {len(rows)} packets ({_words(error)})"
-            ) from error
-        table = np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy()
-        shown, entry, clean = table[2:].astype(np.bool_)
-        return _Packets(table[0], table[1], shown, entry, clean, kind, data if keep else None, last)
-
-    def _presentation(self) -> Indices | None:
-        """Packet numbers in the order their frames are shown, or None if packets do not tell."""
-        packets = self._packets
-        shown = np.flatnonzero(packets.shown)
-        if "?" in packets.kind or not packets.entry[0] or not shown.size:
-            return None
-        if self._codec in _INTRA:
-            return shown if _increasing(packets.pts[shown]) else None
-        if self._format in _TIMED and self._codec in _ONE_FRAME:
-            pts = packets.pts[shown]
-            order = np.argsort(pts, kind="stable")
-            # Frames before the first key frame on the screen may be missing from a decode.
-            early = (pts < packets.pts[0]).any()
-            return shown[order] if _increasing(pts[order]) and not early else None
-        if self._codec == "mpeg4" and packets.shown.all():
-            return _coded_order(packets.kind)
-        return None
 
     def _decoded_order(self) -> Indices:
         """Decode everything; packet numbers in the order in which their frames came out.
@@ -590,7 +491,7 @@ class _File(_Source[av.VideoFrame]):
         kept: list[av.VideoFrame] | None = []
         bulk = 0
         for frame in self._sequence():
-            order.append(_stamp(frame.pts))
+            order.append(stamp(frame.pts))
             if kept is not None:
                 kept.append(frame)
                 bulk += sum(plane.buffer_size for plane in frame.planes)
@@ -604,12 +505,12 @@ class _File(_Source[av.VideoFrame]):
         """Times of the frames in units of the time base, in the order shown; None if unknown."""
         for stamps in (self._packets.pts, self._packets.dts):
             ticks = stamps[self._order]
-            if _increasing(ticks):
+            if increasing(ticks):
                 return ticks
             # Decoders that deliver late (B frames in AVI) put each frame under the stamp of
             # another one; as a set the stamps are right.
             ticks = np.sort(ticks)
-            if stamps is self._packets.dts and _increasing(ticks):
+            if stamps is self._packets.dts and increasing(ticks):
                 return ticks
         return None
 
@@ -642,13 +543,18 @@ class _File(_Source[av.VideoFrame]):
         """Quarter turns of the display matrix in degrees; it comes with the first frame."""
         if self._kept:
             first = self._kept[0]
-        elif self._format in _MAY_ROTATE or min(self._stored) < 1:
+        elif self._may_turn() or min(self._stored) < 1:
             first = self._first()
         else:
             return 0
         self._stored = (first.width, first.height)
         self._unit = _chroma_unit(first.format)
         return round(first.rotation / 90) % 4 * 90
+
+    def _may_turn(self) -> bool:
+        if self._format == "matroska,webm":
+            return True
+        return self._format.startswith("mov,") and may_turn(self._path)
 
     def _first(self) -> av.VideoFrame:
         """A frame decoded from as few packets as will do, for what only frames say."""
@@ -746,7 +652,7 @@ class _File(_Source[av.VideoFrame]):
         context.skip_frame = "DEFAULT"
         may_skip = wanted is not None and self._codec in _SKIPS
         skipping = False
-        supply = _Supply(self._packets, self._container, self._stream, self._path)
+        supply = Supply(self._packets, self._container, self._stream, self._path)
         number = 0
         try:
             for number, empty in numbers:
@@ -759,120 +665,19 @@ class _File(_Source[av.VideoFrame]):
                 yield from context.decode(supply[number])
             yield from context.decode(None)
         except av.FFmpegError as error:
-            raise UnreadableVideo(self._path, self._broken(number, _words(error))) from error
+            raise UnreadableVideo(self._path, self._broken(number, words(error))) from error
         finally:
             context.skip_frame = "DEFAULT"
 
     def _broken(self, number: int, words: str) -> str:
         place = f"packet {number} of {len(self._packets)} does not decode ({words})"
-        stamp = self._packets.pts[number]
-        if stamp == _NONE:
+        time = self._packets.pts[number]
+        if time == NONE:
             return place
-        first = self._packets.pts[self._packets.pts != _NONE].min()
-        shown = int((self._packets.pts[self._packets.shown] < stamp).sum())
-        seconds = float((stamp - first) * (self._stream.time_base or 1))
+        first = self._packets.pts[self._packets.pts != NONE].min()
+        shown = int((self._packets.pts[self._packets.shown] < time).sum())
+        seconds = float((time - first) * (self._stream.time_base or 1))
         return f"frame {shown} ({seconds:.3f} s): {place}"
-
-
-class _Supply:
-    """Packets of a file by number, from memory or, of a large file, from the file again.
-
-    Packets leave with their number as `pts`, which the decoder hands on to the frame.
-    """
-
-    def __init__(
-        self,
-        packets: _Packets,
-        container: av.container.InputContainer,
-        stream: av.VideoStream,
-        path: Path,
-    ) -> None:
-        self._packets = packets
-        self._container = container
-        self._stream = stream
-        self._path = path
-        self._reading: Iterator[_Packet] = iter(())
-        self._next = -1
-
-    def __getitem__(self, number: int) -> _Packet:
-        if self._packets.data is not None:
-            return self._packets.data[number]
-        if self._next < 0 or not 0 <= number - self._next <= _SEEK_GAP:
-            self._seek(number)
-        for packet in self._reading:
-            if not packet.size:
-                continue
-            self._next += 1
-            if self._next - 1 == number:
-                if not self._same(packet, number):
-                    break
-                packet.pts = number
-                return packet
-        raise UnreadableVideo(self._path, f"packet {number} is not what it was on opening")
-
-    def _same(self, packet: _Packet, number: int) -> bool:
-        stamps = (_stamp(packet.pts), _stamp(packet.dts))
-        return stamps == (self._packets.pts[number], self._packets.dts[number])
-
-    def _seek(self, number: int) -> None:
-        """Go to the packet, or to one before it."""
-        for stamp in (self._packets.pts[number], self._packets.dts[number]):
-            if number == 0 or stamp == _NONE:
-                continue
-            self._container.seek(int(stamp), stream=self._stream, backward=True)
-            self._reading = self._container.demux(self._stream)
-            packet = next((p for p in self._reading if p.size), None)
-            if packet is None:
-                continue
-            found = self._numbers(packet)
-            if len(found) == 1 and found[0] <= number:
-                self._next = int(found[0])
-                self._reading = chain([packet], self._reading)
-                return
-        self._rewind()
-
-    def _numbers(self, packet: _Packet) -> Indices:
-        same = self._packets.pts == _stamp(packet.pts)
-        return np.flatnonzero(same & (self._packets.dts == _stamp(packet.dts)))
-
-    def _rewind(self) -> None:
-        """Start again from a fresh container: not all formats seek to their first packet."""
-        self._container = _opened(self._path)
-        self._stream = _only(self._container, self._stream.index)
-        self._reading = self._container.demux(self._stream)
-        self._next = 0
-
-
-def _opened(path: Path) -> av.container.InputContainer:
-    if not path.exists():
-        raise UnreadableVideo(path, "there is no such file or folder")
-    if not path.stat().st_size:
-        raise UnreadableVideo(path, "the file is empty")
-    try:
-        return av.open(f"file:{path}", metadata_errors="replace")
-    except av.FFmpegError as error:
-        reason = f"it cannot be opened as a video ({_words(error)})"
-        raise UnreadableVideo(path, reason) from error
-
-
-def _only(container: av.container.InputContainer, index: int) -> av.VideoStream:
-    """The stream of that number; the container reads no other."""
-    for other in container.streams:
-        if other.index != index:
-            other.discard = Discard.all
-    return next(stream for stream in container.streams.video if stream.index == index)
-
-
-def _words(error: av.FFmpegError) -> str:
-    return error.strerror or str(error)
-
-
-def _stamp(value: int | None) -> int:
-    return _NONE if value is None else value
-
-
-def _increasing(stamps: Indices) -> bool:
-    return bool((stamps != _NONE).all() and (np.diff(stamps) > 0).all())
 
 
 def _chroma_unit(layout: av.VideoFormat | None) -> tuple[int, int]:
@@ -880,125 +685,6 @@ def _chroma_unit(layout: av.VideoFormat | None) -> tuple[int, int]:
     if layout is None:
         return 2, 2
     return 16 // layout.chroma_width(16), 16 // layout.chroma_height(16)
-
-
-def _coded_order(kinds: list[str]) -> Indices | None:
-    """Display order of MPEG-4 part 2 pictures: a reference is shown once the next one is coded.
-
-    None if a B picture comes before both its references, as it is then not shown.
-    """
-    order: list[int] = []
-    held = -1
-    references = 0
-    for number, kind in enumerate(kinds):
-        if kind == "B":
-            if references < 2:
-                return None
-            order.append(number)
-            continue
-        references += 1
-        if held >= 0:
-            order.append(held)
-        held = number
-    return np.array([*order, held], dtype=np.int64)
-
-
-# --- what a packet says of itself ---------------------------------------------------------------
-
-# (decoding may start here, nothing later depends on what is before, kind of `_Packets`, shown)
-_Said = tuple[bool, bool, str, bool]
-
-
-def _look(codec: str, extradata: bytes | None) -> Callable[[_Packet], _Said]:
-    """How to look into the packets of a codec."""
-    extradata = extradata or b""
-    if codec in _INTRA:
-        return lambda packet: (True, True, "", True)
-    match codec:
-        case "h264":
-            width = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" else 0
-            return partial(_look_h264, width=width)
-        case "hevc":
-            width = (extradata[21] & 3) + 1 if extradata[:1] == b"\x01" else 0
-            return partial(_look_hevc, width=width)
-        case "mpeg4":
-            return _look_mpeg4
-        case "vp8" | "libvpx":
-            return _look_vp8
-        case "vp9" | "libvpx-vp9":
-            return _look_vp9
-    return lambda packet: (packet.is_keyframe, packet.is_keyframe, "", True)
-
-
-def _units(data: bytes, width: int) -> Iterator[bytes]:
-    """Beginnings of the NAL units of a packet; `width` bytes of length each, 0: start codes."""
-    if not width:
-        yield from (data[m.end() : m.end() + 64] for m in re.finditer(rb"\x00\x00\x01", data))
-        return
-    at = 0
-    while at + width < len(data):
-        size = int.from_bytes(data[at : at + width], "big")
-        yield data[at + width : at + width + min(size, 64)]
-        at += width + size
-
-
-def _look_h264(packet: _Packet, *, width: int) -> _Said:
-    if not packet.is_keyframe:
-        return False, False, "", True
-    entry = False
-    for unit in _units(bytes(packet), width):
-        kind = unit[0] & 31 if unit else 0
-        if kind == 5:
-            return True, True, "", True
-        entry = entry or (kind == 6 and _recovers_at_once(unit[1:]))
-    return entry, False, "", True
-
-
-def _recovers_at_once(payload: bytes) -> bool:
-    """Whether supplemental information holds a recovery point that is this very picture."""
-    at = 0
-    while at + 2 < len(payload):
-        kind = payload[at]
-        size = payload[at + 1]
-        if kind == 6:
-            return bool(payload[at + 2] & 0x80)  # recovery_frame_cnt, ue(v): a leading 1 is zero
-        if kind == 0xFF or size == 0xFF:
-            return False
-        at += 2 + size
-    return False
-
-
-def _look_hevc(packet: _Packet, *, width: int) -> _Said:
-    if not packet.is_keyframe:
-        return False, False, "", True
-    kinds = {unit[0] >> 1 & 63 for unit in _units(bytes(packet), width) if unit}
-    return any(16 <= kind <= 21 for kind in kinds), bool(kinds & {19, 20}), "", True
-
-
-def _look_mpeg4(packet: _Packet) -> _Said:
-    data = bytes(packet)
-    at = data.find(_VOP)
-    single = 0 <= at < len(data) - 4 and data.find(_VOP, at + 4) < 0
-    if not single or len(data) <= _MPEG4_NOT_CODED:
-        return False, False, "?", True
-    kind = "IPBS"[data[at + 4] >> 6]
-    return kind == "I", kind == "I", kind, True
-
-
-def _look_vp8(packet: _Packet) -> _Said:
-    head = bytes(packet)[0]
-    key = not head & 1
-    return key, key, "", bool(head & 0x10)
-
-
-def _look_vp9(packet: _Packet) -> _Said:
-    data = bytes(packet)
-    key = packet.is_keyframe
-    if data[-1] & 0xE0 == 0xC0:  # several frames of which the last is shown
-        return key, key, "", True
-    profile_3 = data[0] & 0x30 == 0x30
-    show_existing, show = (0x04, 0x01) if profile_3 else (0x08, 0x02)
-    return key, key, "", bool(data[0] & (show_existing | show))
 
 
 # --- folders of frames --------------------------------------------------------------------------
