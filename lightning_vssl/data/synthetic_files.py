@@ -11,6 +11,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +33,29 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Gives a name to write under; what was written becomes ``path``, or nothing does.
+
+    Raises:
+        OSError: Whatever the writing raised, with the path and the system's reason.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _beside(path)
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        code = error.errno or errno.EIO
+        raise OSError(code, f"cannot write built-in videos: {reason}", str(path)) from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
 def write_lines(path: Path, lines: Iterable[str], end: str = "\n") -> None:
     """Writes a text file, whole or not at all.
 
@@ -40,11 +64,8 @@ def write_lines(path: Path, lines: Iterable[str], end: str = "\n") -> None:
         lines: Its lines, without their ends.
         end: What ends a line.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path)
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with _whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         file.writelines(line + end for line in lines)
-    part.replace(path)
 
 
 def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
@@ -56,14 +77,10 @@ def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """
     if path.exists():
         return
-    part = _beside(path)
-    part.mkdir(parents=True)
-    try:
+    with _whole(path) as part:
+        part.mkdir()
         for name, content in files:
             (part / name).write_bytes(content)
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
@@ -125,17 +142,8 @@ def encode(path: Path, frames: NDArray[np.uint8], fps: float, coding: Coding) ->
     Raises:
         OSError: If the file cannot be written, for instance because the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path)
-    try:
+    with _whole(path) as part:
         _encode(part, frames, Fraction(fps).limit_denominator(1001), coding)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(
-            error.errno or errno.EIO, f"cannot write a video: {reason}", str(path)
-        ) from error
 
 
 def _encode(path: Path, frames: NDArray[np.uint8], rate: Fraction, coding: Coding) -> None:
