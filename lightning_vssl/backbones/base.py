@@ -35,6 +35,10 @@ def as_pixels(pixels: Sequence[Sequence[float]]) -> Pixels:
     return mean, std
 
 
+# How networks name what follows their feature extractor.
+_CLASSIFIERS = ("fc", "head", "heads", "classifier", "cls_head", "linear", "projection")
+
+
 class Backbone(nn.Module, ABC):
     """A network from pixels to a feature map, described well enough to be exported and rebuilt.
 
@@ -47,6 +51,8 @@ class Backbone(nn.Module, ABC):
         init_args: The arguments that rebuild this module, plain data (numbers, strings, lists).
         pixels: How the network wants its pixels: mean and standard deviation of R, G, B.
         dims: 3 for a network over (B, C, T, H, W), 2 for one over (B, C, H, W).
+        classifiers: Names under which a file of this network may hold a classifier, which is then
+            left out; any other entry that the network lacks is an error.
 
     Attributes:
         num_features: Channels of the last map.
@@ -56,6 +62,7 @@ class Backbone(nn.Module, ABC):
         stage_strides: Strides (time, space) by stage.
         pixels: Mean and standard deviation.
         dims: 2 or 3.
+        classifiers: Names of classifiers in files.
         config: ``{"class_path": ..., "init_args": ...}``; plain data that rebuilds this module.
 
     Raises:
@@ -70,6 +77,7 @@ class Backbone(nn.Module, ABC):
         init_args: Mapping[str, object],
         pixels: Sequence[Sequence[float]] = IMAGENET_PIXELS,
         dims: Literal[2, 3] = 3,
+        classifiers: Sequence[str] = _CLASSIFIERS,
     ) -> None:
         super().__init__()
         if list(channels) != list(strides):
@@ -84,6 +92,7 @@ class Backbone(nn.Module, ABC):
         self.stride: tuple[int, int] = strides[self.stages[-1]]
         self.pixels: Pixels = as_pixels(pixels)
         self.dims: Literal[2, 3] = dims
+        self.classifiers: tuple[str, ...] = tuple(classifiers)
         self._init_args = dict(init_args)
 
     @property

@@ -78,6 +78,7 @@ class PytorchvideoNet(Backbone):
             strides=dict(zip(_STAGES, strides, strict=True)),
             init_args={"name": name},
             pixels=_PIXELS,
+            classifiers=(f"blocks.{blocks[-1][-1] + 1}",),  # the head is the block after the last
         )
         self._blocks_of = dict(zip(_STAGES, blocks, strict=True))
         network = getattr(hub, name)(pretrained=False)
@@ -125,7 +126,8 @@ class PytorchvideoResNet(Backbone):
         dilations: _Quad = (1, 1, 1, 1),
         pixels: Pixels = IMAGENET_PIXELS,
     ) -> None:
-        _check_numbers("width", (width,), 1)
+        if width < 1:
+            raise ValueError(f"width must be at least 1; got {width}")
         for name, values in {
             "depth": depth,
             "temporal_kernels": temporal_kernels,
@@ -158,6 +160,7 @@ class PytorchvideoResNet(Backbone):
                 "pixels": as_pixels(pixels),
             },
             pixels=pixels,
+            classifiers=("blocks.5", "fc"),  # create_resnet's head; that of an inflated ResNet
         )
         self.blocks = _build(
             width, depth, stem_kernel, stem_stride, temporal_kernels, strides, dilations

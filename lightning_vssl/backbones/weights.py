@@ -40,9 +40,6 @@ HEADS_FILE = "heads.safetensors"
 _FORMAT = 1
 _CONTAINERS = ("state_dict", "model_state", "model")  # Lightning and mmcv, pytorchvideo, RSPNet
 
-# Entries that a network's own file may hold beside the feature extractor: its classifier.
-_CLASSIFIERS = ("fc", "head", "heads", "classifier", "cls_head", "linear", "projection")
-
 
 @runtime_checkable
 class Configured(Protocol):
@@ -162,7 +159,7 @@ def load_weights(
                 "inflate=True to repeat its kernels over time, or name a 2-D backbone"
             )
         renamed, naming = recognise(state, target)
-    report = _match(renamed, target, path=str(path), label=label, naming=naming, others=others)
+    report = _match(backbone, renamed, path=str(path), naming=naming, others=others)
     missing = {key: target[key] for key in report.missing}
     backbone.load_state_dict({**{k: renamed[k] for k in target if k in renamed}, **missing})
     if echo:
@@ -341,44 +338,49 @@ def _unsafe(file: Path, error: Exception) -> str:
 
 
 def _match(
+    backbone: Backbone,
     state: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
     *,
     path: str,
-    label: str,
     naming: str,
-    others: Sequence[str],
+    others: Sequence[str] = (),
 ) -> LoadReport:
     """Compares a file with a network, by name and shape."""
+    label, target = type(backbone).__name__, backbone.state_dict()
     missing = tuple(key for key in target if key not in state)
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in {label}"
-        for key, value in target.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    wrong = [key for key in target if key in state and state[key].shape != target[key].shape]
     extra = tuple(key for key in state if key not in target)
-    loaded = len(target) - len(missing) - len(shapes)
-    needed = [key for key in missing if not key.endswith("num_batches_tracked")]
-    unknown = [key for key in extra if key.split(".")[0] not in _CLASSIFIERS]
-    if loaded == 0:
+    # Counters of batch norms are not needed, and fit any other network's.
+    weights = [key for key in target if not key.endswith("num_batches_tracked")]
+    needed = [key for key in weights if key in missing]
+    known = tuple(f"{name}." for name in backbone.classifiers)
+    unknown = [key for key in extra if not key.startswith(known)]
+    if len(needed) == len(weights):
         raise ValueError(
-            f"{path} is not a checkpoint of {label}: none of its {len(target)} entries is in the "
+            f"{path} is not a checkpoint of {label}: none of its {len(weights)} weights is in the "
             f"file in any naming known here. The file has {_first(list(state))}; {label} has "
-            f"{_first(list(target))}"
+            f"{_first(weights)}"
         )
     problems = []
     if needed:
-        problems.append(f"missing: {_first(needed)}")
-    if shapes:
-        problems.append(f"of another shape: {_first(shapes, separator='; ')}")
+        problems.append(f"Missing: {_first(needed)}")
+    if wrong:
+        shapes = [
+            f"{key} is {tuple(state[key].shape)} in the file and {tuple(target[key].shape)} in "
+            f"{label}"
+            for key in wrong
+        ]
+        problems.append(f"Of another shape: {_first(shapes, separator='; ')}")
     if unknown:
-        problems.append(f"in the file, but not in {label}: {_first(unknown)}")
+        problems.append(f"In the file, but not in {label}: {_first(unknown)}")
     if problems:
+        fit = sum(key not in missing and key not in wrong for key in weights)
         raise ValueError(
-            f"{path} does not fit {label} (naming recognised: {naming}): {loaded} of "
-            f"{len(target)} entries match. {'. '.join(problems)}. Nothing was loaded; name the "
+            f"{path} does not fit {label} (naming recognised: {naming}): {fit} of "
+            f"{len(weights)} weights match. {'. '.join(problems)}. Nothing was loaded; name the "
             "backbone, with the width and depth, that the file was trained with"
         )
+    loaded = len(target) - len(missing)
     return LoadReport(path, naming, loaded, len(target), missing, (*extra, *others))
 
 
@@ -473,8 +475,7 @@ def export(
         backbone = build_backbone(config)
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     weights = unwrap(state, str(record.get("prefix", "backbone."))).state
-    label = type(backbone).__name__
-    _match(weights, backbone.state_dict(), path=str(source), label=label, naming="ours", others=())
+    _match(backbone, weights, path=str(source), naming="this library's")
     heads = _head_weights(_mapping(record, "heads", source), state)
     method = str(record.get("method"))
     with _atomic_folder(folder) as temporary:
