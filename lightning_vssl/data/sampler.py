@@ -45,11 +45,15 @@ class KeyedSampler(DistributedSampler[tuple[int, int]]):
     def resume(self, epoch: int, samples: int) -> None:
         """Starts one epoch late; all other epochs are whole.
 
+        It becomes the current epoch at once: on a resume Trainer opens the loader, and its workers
+        begin to read, before it calls `set_epoch`.
+
         Args:
             epoch: The epoch that was under way.
             samples: What all ranks together had taken from it.
         """
         self._start = (epoch, samples)
+        self.set_epoch(epoch)
 
     def order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The permutation of an epoch over all ranks, cut or extended to a multiple of them."""
@@ -59,10 +63,11 @@ class KeyedSampler(DistributedSampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yields this rank's share of the epoch that `set_epoch` named."""
-        epoch, samples = self._start
-        order = self.order(self.epoch)[samples if epoch == self.epoch else 0 :]
+        epoch = self.epoch  # as it is now: it may be set anew while workers read ahead
+        late, samples = self._start
+        order = self.order(epoch)[samples if epoch == late else 0 :]
         for index in order[self.rank :: self.num_replicas]:
-            yield self.epoch, int(index)
+            yield epoch, int(index)
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch, also in one that starts late."""

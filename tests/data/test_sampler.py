@@ -78,6 +78,7 @@ def test_resuming_gives_the_rest_of_that_epoch_alone(ranks):
         whole = [epoch(KeyedSampler(50, ranks=ranks, rank=rank), number) for number in range(3)]
         sampler = KeyedSampler(50, ranks=ranks, rank=rank)
         sampler.resume(1, 24)
+        assert list(sampler) == whole[1][24 // ranks :]  # before any set_epoch
         assert epoch(sampler, 1) == whole[1][24 // ranks :]
         assert len(sampler) == 50 // ranks  # Trainer counts whole epochs
         assert epoch(sampler, 2) == whole[2]
