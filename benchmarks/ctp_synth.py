@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lightning_vssl.augment.colour import to_unit
 from lightning_vssl.augment.patches import PatchTracks, paste
 from lightning_vssl.nn.keyed import sample_key
 
@@ -91,10 +92,12 @@ def main() -> None:
         return torch.tensor([sample_key(0, next(keys), i) for i in range(CLIPS)])
 
     contenders: dict[str, Callable[[], object]] = {
-        "ours, bytes to finished floats": lambda: part(video * (1 / 255), key()),
+        "ours, bytes to finished floats": lambda: part(
+            to_unit(video), part.draw(key(), FRAMES, SIDE, SIDE)
+        ),
         "ours, tracks alone": lambda: part.draw(key(), FRAMES, SIDE, SIDE),
     }
-    floats = video.float() / 255
+    floats = to_unit(video)
     contenders["ours, tracks and paste"] = lambda: paste(
         floats, part.draw(key(), FRAMES, SIDE, SIDE)
     )

@@ -14,6 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_vssl.augment.colour import (
+    normalise,
+    on_chosen,
+    scale_brightness,
+    shift_brightness,
+    shift_hue_saturation,
+    to_unit,
+)
+from lightning_vssl.augment.views import IMAGENET_MEAN, IMAGENET_STD, Colour
 from lightning_vssl.nn.keyed import uniform
 
 # Streams of the keyed generator; each kind of draw has its own.
@@ -22,6 +31,9 @@ _CENTRE_KEYS, _SIZE_KEYS, _ALPHA_KEYS = 19, 20, 21
 _CENTRE_SHIFT, _SIZE_SHIFT = 22, 23
 _CENTRE_EASING, _SIZE_EASING = 24, 25
 _SOURCE, _SHAPE, _EDGE, _ALPHA, _HIDE = 26, 27, 28, 29, 30
+_FLIP, _TINT, _BRIGHTEN, _STRETCH = 31, 32, 33, 34
+_BRIGHTNESS_KEYS, _CONTRAST_KEYS, _BRIGHTNESS, _CONTRAST = 35, 36, 37, 38
+_BRIGHTNESS_EASING, _CONTRAST_EASING = 39, 40
 
 _EASING = (0.70, 0.85)  # cumulated: linear, accelerating, (rest) decelerating
 _SHAPES = (0.50, 0.85)  # cumulated: rectangle, ellipse, (rest) rhombus
@@ -238,20 +250,18 @@ class PatchTracks(nn.Module):
         boxes = torch.cat([low, torch.minimum(high, canvas)], dim=-1)
         return boxes.permute(0, 2, 1, 3).long()
 
-    def forward(self, video: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, clips: Tensor, tracks: Tracks) -> tuple[Tensor, Tensor, Tensor]:
         """Pastes moving patches into clips.
 
         Args:
-            video: Clips, (B, T, 3, H, W) float; changed in place.
-            key: Keys of the samples, (B,) int64.
+            clips: Clips, (B, 3, T, H, W) float; changed in place.
+            tracks: What `draw` returned for them.
 
         Returns:
             The clips; the boxes, (B, K, T, 4) float, xyxy in pixels; the weight of each frame in
             the loss, (B, K, T), all 1.
         """
-        frames, _, height, width = video.shape[1:]
-        tracks = self.draw(key, frames, height, width)
-        return paste(video, tracks), tracks.boxes.to(video), torch.ones_like(tracks.alpha)
+        return paste(clips, tracks), tracks.boxes.to(clips), torch.ones_like(tracks.alpha)
 
 
 def patch_alpha(shape: int, edge: float, height: int, width: int, device: torch.device) -> Tensor:
@@ -278,7 +288,7 @@ def patch_alpha(shape: int, edge: float, height: int, width: int, device: torch.
     return ((0.5 - distance) / (0.5 - edge)).clamp(0, 1)
 
 
-def paste(video: Tensor, tracks: Tracks) -> Tensor:
+def paste(clips: Tensor, tracks: Tracks) -> Tensor:
     """Pastes the patches of `tracks` into clips.
 
     A patch and its opacity are made at the size of the source frame's box, before anything is
@@ -286,23 +296,23 @@ def paste(video: Tensor, tracks: Tracks) -> Tensor:
     patches are pasted first, so that small ones stay visible.
 
     Args:
-        video: Clips, (B, T, 3, H, W) float; changed in place.
+        clips: Clips, (B, 3, T, H, W) float; changed in place.
         tracks: What `PatchTracks.draw` returned for them.
 
     Returns:
-        ``video``.
+        ``clips``.
     """
     # One transfer for the whole batch: slices need their bounds on the host.
     boxes, sources, shown = tracks.boxes.tolist(), tracks.source.tolist(), tracks.shown.tolist()
     shapes, edges, opacity = tracks.shape.tolist(), tracks.edge.tolist(), tracks.alpha.tolist()
     sides = (tracks.boxes[..., 2:] - tracks.boxes[..., :2]).float().mean(2)  # (B, K, 2)
     order = sides.prod(-1).argsort(dim=1, descending=True, stable=True).tolist()
-    for b, clip in enumerate(video):
+    for b, clip in enumerate(clips):
         cuts = []
         for k, source in enumerate(sources[b]):
             x1, y1, x2, y2 = boxes[b][k][source]
             alpha = patch_alpha(shapes[b][k], edges[b][k], y2 - y1, x2 - x1, clip.device)
-            cuts.append(torch.cat([clip[source, :, y1:y2, x1:x2], alpha[None].to(clip)])[None])
+            cuts.append(torch.cat([clip[:, source, y1:y2, x1:x2], alpha[None].to(clip)])[None])
         for k in order[b]:
             sized: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
             for t, (x1, y1, x2, y2) in enumerate(boxes[b][k]):
@@ -313,5 +323,183 @@ def paste(video: Tensor, tracks: Tracks) -> Tensor:
                     resized = F.interpolate(cuts[k], size, mode="bilinear", antialias=True)[0]
                     sized[size] = resized[:3], resized[3]
                 patch, alpha = sized[size]
-                clip[t, :, y1:y2, x1:x2].lerp_(patch, alpha * opacity[b][k][t])
-    return video
+                clip[:, t, y1:y2, x1:x2].lerp_(patch, alpha * opacity[b][k][t])
+    return clips
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Everything that was drawn for a batch of `CatchThePatch`.
+
+    Attributes:
+        flip: Whether the clip is mirrored, (B,) bool.
+        tracks: What the label source drew.
+        tint: Whether hue and saturation change, (B,) bool.
+        hue: Half degrees added to the hue, (B,).
+        saturation: Factor of the saturation, (B,).
+        brighten: Whether the brightness changes, (B,) bool.
+        brightness: What is added to each frame, in units of [0, 1], (B, T).
+        stretch: Whether the contrast changes, (B,) bool.
+        contrast: Factor of each frame, (B, T).
+    """
+
+    flip: Tensor
+    tracks: Tracks
+    tint: Tensor
+    hue: Tensor
+    saturation: Tensor
+    brighten: Tensor
+    brightness: Tensor
+    stretch: Tensor
+    contrast: Tensor
+
+
+class CatchThePatch(nn.Module):
+    """The training view of CtP: flip, moving patches, colours that drift over time.
+
+    The order is that of the authors' configuration: the patches are pasted into the flipped clip,
+    and the colours change afterwards, of patch and ground alike. The crop is the data's work
+    (`lightning_vssl.data.windows.ScaleCrop`).
+
+    Args:
+        tracks: The label source: draws trajectories and makes them visible. None for the paper's
+            pre-set trajectories, `PatchTracks`.
+        mean: Mean of each channel, RGB in [0, 1].
+        std: Standard deviation of each channel.
+        flip: Probability of a horizontal flip.
+        hue: Half degrees added to the hue, plus or minus this.
+        saturation: The saturation is multiplied by exp of a number in plus or minus this.
+        hue_probability: Probability of a change of hue and saturation.
+        brightness: Grey levels of 255 added, plus or minus this, drawn at key frames.
+        brightness_probability: Probability of a change of brightness.
+        contrast: Values are multiplied by exp of a number in plus or minus this, drawn at key
+            frames.
+        contrast_probability: Probability of a change of contrast.
+        colour_key_frames: Probability of 0, 1, ... inner key frames of brightness and contrast.
+    """
+
+    def __init__(
+        self,
+        tracks: PatchTracks | None = None,
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
+        flip: float = 0.5,
+        hue: float = 12.0,
+        saturation: float = 0.1,
+        hue_probability: float = 0.25,
+        brightness: float = 30.0,
+        brightness_probability: float = 0.5,
+        contrast: float = 0.12,
+        contrast_probability: float = 0.5,
+        colour_key_frames: Sequence[float] = (0.7, 0.3),
+    ) -> None:
+        super().__init__()
+        self.tracks = tracks if tracks is not None else PatchTracks()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        self.flip = flip
+        self.hue = hue
+        self.saturation = saturation
+        self.hue_probability = hue_probability
+        self.brightness = brightness
+        self.brightness_probability = brightness_probability
+        self.contrast = contrast
+        self.contrast_probability = contrast_probability
+        self.colour_key_frames = tuple(colour_key_frames)
+
+    def draw(self, key: Tensor, frames: int, height: int, width: int) -> Drawn:
+        """Draws all parameters of a batch; see `PatchTracks.draw` for the arguments."""
+        coin, hue, saturation = (uniform(key, 3, _TINT) * 2 - 1).unbind(1)
+        brightness = self._drift(
+            key, frames, _BRIGHTNESS_KEYS, _BRIGHTNESS, _BRIGHTNESS_EASING, self.brightness
+        )
+        # As released: the factor is drawn, and eased, after the exponential.
+        contrast = self._drift(
+            key, frames, _CONTRAST_KEYS, _CONTRAST, _CONTRAST_EASING, self.contrast, exp=True
+        )
+        return Drawn(
+            flip=uniform(key, 1, _FLIP)[:, 0] < self.flip,
+            tracks=self.tracks.draw(key, frames, height, width),
+            tint=(coin + 1) / 2 < self.hue_probability,
+            hue=hue * self.hue,
+            saturation=(saturation * self.saturation).exp(),
+            brighten=uniform(key, 1, _BRIGHTEN)[:, 0] < self.brightness_probability,
+            brightness=brightness / 255,
+            stretch=uniform(key, 1, _STRETCH)[:, 0] < self.contrast_probability,
+            contrast=contrast,
+        )
+
+    def _drift(
+        self,
+        key: Tensor,
+        frames: int,
+        keys_stream: int,
+        values_stream: int,
+        easing_stream: int,
+        reach: float,
+        exp: bool = False,
+    ) -> Tensor:
+        """Draws a value at key frames and fills in the others, (B, T)."""
+        knots = len(self.colour_key_frames) + 1
+        when = draw_key_frames(key, frames, self.colour_key_frames, keys_stream)
+        values = (uniform(key, knots, values_stream) * 2 - 1) * reach
+        easing = uniform(key, knots - 1, easing_stream)
+        return interpolate(values.exp() if exp else values, when, frames, easing)
+
+    @torch.no_grad()
+    def replay(self, video: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+        """Makes the view that belongs to drawn parameters.
+
+        Args:
+            video: Clips, (B, 1, T, 3, H, W) uint8.
+            drawn: What `draw` returned, or ``batch["patch_params"]``.
+
+        Returns:
+            Views (B, 1, 3, T, H, W) float32, normalised; trajectories (B, K, T, 4) float32, xyxy
+            in pixels; their weights (B, K, T).
+        """
+        clips = to_unit(video[:, 0])  # (B, 3, T, H, W)
+        clips = on_chosen(clips, drawn.flip.tolist(), lambda chosen: chosen.flip(-1))
+        clips, boxes, weights = self.tracks(clips, drawn.tracks)
+        clips = on_chosen(
+            clips, drawn.tint.tolist(), shift_hue_saturation, drawn.hue, drawn.saturation
+        )
+        clips = on_chosen(clips, drawn.brighten.tolist(), shift_brightness, drawn.brightness)
+        clips = on_chosen(clips, drawn.stretch.tolist(), scale_brightness, drawn.contrast)
+        views = normalise(clips, self.mean, self.std, out=torch.empty_like(clips))
+        return views[:, None], boxes, weights
+
+    @torch.no_grad()
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Drawn]:
+        """Makes the training view of a batch.
+
+        Args:
+            batch: Holds ``video`` (B, 1, T, 3, H, W) uint8 and ``key`` (B,) int64.
+
+        Returns:
+            A copy of the batch with ``views`` (B, 1, 3, T, H, W), ``trajectories`` (B, K, T, 4)
+            xyxy in pixels of the views, ``trajectory_weights`` (B, K, T), and what was drawn in
+            ``patch_params``.
+
+        Raises:
+            ValueError: If ``video`` is not uint8 of that shape, with one clip per sample.
+        """
+        video = batch["video"]
+        if video.dtype != torch.uint8 or video.dim() != 6 or video.shape[1] != 1:
+            raise ValueError(
+                "CatchThePatch plays on one uint8 clip per sample, (B, 1, T, 3, H, W); got "
+                f"{video.dtype} of shape {tuple(video.shape)}. Choose clips with one view, "
+                "JitteredClip for example"
+            )
+        frames, _, height, width = video.shape[2:]
+        drawn = self.draw(batch["key"], frames, height, width)
+        views, boxes, weights = self.replay(video, drawn)
+        return {
+            **batch,
+            "views": views,
+            "trajectories": boxes,
+            "trajectory_weights": weights,
+            "patch_params": drawn,
+        }

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from lightning_vssl.augment.patches import (
+    CatchThePatch,
     PatchTracks,
     Tracks,
     draw_key_frames,
@@ -85,16 +86,17 @@ def test_a_patch_is_never_hidden_in_its_source_or_the_first_frame():
 
 def test_a_sample_does_not_depend_on_its_batch():
     keys = _keys(4)
-    video = torch.rand(4, 8, 3, 64, 64)
-    many = PatchTracks(scales=(16, 24))(video.clone(), keys)
-    few = PatchTracks(scales=(16, 24))(video[2:3].clone(), keys[2:3])
-    for whole, part in zip(many, few, strict=True):
-        assert torch.equal(whole[2:3], part)
+    video = torch.randint(0, 256, (4, 1, 8, 3, 64, 64), dtype=torch.uint8)
+    augment = CatchThePatch(PatchTracks(scales=(16, 24)))
+    many = augment({"video": video, "key": keys})
+    few = augment({"video": video[2:3], "key": keys[2:3]})
+    for name in ("views", "trajectories", "trajectory_weights"):
+        assert torch.equal(many[name][2:3], few[name])
 
 
 def test_pasted_pixels_equal_a_slow_definition():
     torch.manual_seed(0)
-    video = torch.rand(1, 2, 3, 40, 40, dtype=torch.float64)
+    video = torch.rand(1, 3, 2, 40, 40, dtype=torch.float64)
     boxes = torch.tensor([[[[2, 3, 12, 15], [20, 10, 34, 26]], [[5, 5, 9, 9], [22, 12, 26, 17]]]])
     tracks = Tracks(
         boxes=boxes,
@@ -107,7 +109,7 @@ def test_pasted_pixels_equal_a_slow_definition():
     expected = video[0].clone()
     for k in (0, 1):  # the first trajectory has the larger boxes: pasted first
         sx1, sy1, sx2, sy2 = boxes[0, k, tracks.source[0, k]].tolist()
-        cut = video[0, tracks.source[0, k], :, sy1:sy2, sx1:sx2]
+        cut = video[0, :, tracks.source[0, k], sy1:sy2, sx1:sx2]
         base = torch.ones(1, 1, sy2 - sy1, sx2 - sx1, dtype=torch.float64)  # hard rectangle
         for y in range(sy2 - sy1):
             for x in range(sx2 - sx1):
@@ -127,21 +129,21 @@ def test_pasted_pixels_equal_a_slow_definition():
             for y in range(y2 - y1):
                 for x in range(x2 - x1):
                     opacity = alpha[y, x].item() * tracks.alpha[0, k, t].item()
-                    pixel = expected[t, :, y1 + y, x1 + x]
-                    expected[t, :, y1 + y, x1 + x] = (
+                    pixel = expected[:, t, y1 + y, x1 + x]
+                    expected[:, t, y1 + y, x1 + x] = (
                         pixel * (1 - opacity) + patch[:, y, x] * opacity
                     )
     torch.testing.assert_close(paste(video.clone(), tracks)[0], expected, atol=1e-6, rtol=0)
 
 
 def test_hidden_frames_keep_their_pixels_and_their_label():
-    video = torch.rand(2, 16, 3, 112, 112)
+    video = torch.rand(2, 3, 16, 112, 112)
     part = PatchTracks(trajectories=1, hidden=0.8)
     tracks = part.draw(_keys(2), 16, 112, 112)
-    pasted, boxes, weights = part(video.clone(), _keys(2))
+    pasted, boxes, weights = part(video.clone(), tracks)
     for b in range(2):
         for t in range(16):
-            same = torch.equal(pasted[b, t], video[b, t])
+            same = torch.equal(pasted[b, :, t], video[b, :, t])
             own = t == tracks.source[b, 0]  # a patch pasted where it was cut changes nothing
             assert same == (own or not tracks.shown[b, 0, t])
     assert torch.equal(boxes, tracks.boxes.float())
@@ -161,3 +163,72 @@ def test_options_are_checked():
         PatchTracks(hidden=1.0)
     with pytest.raises(ValueError, match="must sum to 1"):
         PatchTracks(key_frames=(0.5, 0.3))
+
+
+def test_view_is_replayed_from_what_was_drawn():
+    video = torch.randint(0, 256, (6, 1, 16, 3, 64, 64), dtype=torch.uint8)
+    augment = CatchThePatch(PatchTracks(scales=(9, 14, 18)))
+    batch = augment({"video": video, "key": _keys(6)})
+    views, boxes, _ = augment.replay(video, batch["patch_params"])
+    assert torch.equal(views, batch["views"])
+    assert torch.equal(boxes, batch["trajectories"])
+    other = augment({"video": video, "key": _keys(6, epoch=1)})
+    assert not torch.equal(other["trajectories"], batch["trajectories"])
+
+
+def test_chances_are_those_of_the_configuration():
+    drawn = CatchThePatch().draw(_keys(8000), 16, 112, 112)
+    for name, chance in (("flip", 0.5), ("tint", 0.25), ("brighten", 0.5), ("stretch", 0.5)):
+        assert getattr(drawn, name).double().mean().item() == pytest.approx(chance, abs=0.02)
+    assert drawn.hue.abs().max() <= 12
+    assert drawn.brightness.abs().max() <= 30 / 255
+    assert drawn.contrast.log().abs().max() <= 0.1201
+    # The coin of the tint says nothing about the hue.
+    assert drawn.hue[drawn.tint].mean().abs() < 0.5
+
+
+def test_without_colour_the_view_is_the_normalised_paste():
+    video = torch.randint(0, 256, (2, 1, 16, 3, 64, 64), dtype=torch.uint8)
+    augment = CatchThePatch(
+        PatchTracks(scales=(9, 14)),
+        flip=0,
+        hue_probability=0,
+        brightness_probability=0,
+        contrast_probability=0,
+    )
+    batch = augment({"video": video, "key": _keys(2)})
+    clips = video[:, 0].transpose(1, 2).double() / 255
+    expected = paste(clips.clone(), batch["patch_params"].tracks)
+    mean = torch.tensor([0.485, 0.456, 0.406]).double().view(1, 3, 1, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).double().view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(
+        batch["views"][:, 0].double(), (expected - mean) / std, atol=1e-5, rtol=0
+    )
+
+
+def test_colours_change_after_pasting_by_the_released_formulas():
+    """Brightness is added, contrast multiplies about black; both clip to the range."""
+    video = torch.randint(0, 256, (8, 1, 4, 3, 32, 32), dtype=torch.uint8)
+    augment = CatchThePatch(PatchTracks(scales=(9,)), flip=0, hue_probability=0)
+    batch = augment({"video": video, "key": _keys(8)})
+    drawn = batch["patch_params"]
+    expected = paste(video[:, 0].transpose(1, 2).double() / 255, drawn.tracks)
+    for b in range(8):
+        for t in range(4):
+            if drawn.brighten[b]:
+                expected[b, :, t] = (expected[b, :, t] + drawn.brightness[b, t]).clamp(0, 1)
+            if drawn.stretch[b]:
+                expected[b, :, t] = (expected[b, :, t] * drawn.contrast[b, t]).clamp(0, 1)
+    assert drawn.brighten.any()
+    assert drawn.stretch.any()
+    mean = torch.tensor([0.485, 0.456, 0.406]).double().view(1, 3, 1, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).double().view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(
+        batch["views"][:, 0].double(), (expected - mean) / std, atol=1e-5, rtol=0
+    )
+
+
+def test_two_views_are_refused():
+    video = torch.zeros(1, 2, 4, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="one uint8 clip per sample"):
+        CatchThePatch()({"video": video, "key": _keys(1)})

@@ -1,0 +1,87 @@
+"""What every method shares: where views are made, the optimiser, what a checkpoint carries."""
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lightning_vssl.augment.views import Normalise
+from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.backbones.weights import export_record
+from lightning_vssl.optim import Schedule, lambda_lr
+
+Batch = dict[str, Tensor]
+
+
+class Method(LightningModule):
+    """A way to pretrain a backbone without labels.
+
+    Args:
+        backbone: The network to pretrain.
+        augment: Makes a batch's training views, on the accelerator: takes the uint8 batch and
+            returns it with ``views`` (B, V, 3, T, H, W) and the parameters it drew.
+        view: Makes the views of every other batch; without it, normalisation as the backbone
+            wants its pixels.
+        optimizer: Makes the optimiser from the parameters.
+        schedule: Factor of the learning rate at each step; without it, constant.
+    """
+
+    heads: tuple[str, ...] = ()  # modules that an evaluation uses: exported beside the backbone
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        augment: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: Schedule | None = None,
+        view: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.augment = augment
+        self.view = view if view is not None else Normalise(*backbone.pixels)
+        self.optimizer = optimizer
+        self.schedule = schedule
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Makes the views: augmented ones in training, the plain view otherwise."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            views: Batch = self.augment(batch) if self.trainer.training else self.view(batch)
+        return views
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Makes the optimiser over what requires gradients, and steps the schedule each step."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.schedule is None:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        batches = int(self.trainer.num_training_batches)
+        steps = max(1, batches // self.trainer.accumulate_grad_batches)
+        scheduler = lambda_lr(optimizer, self.schedule, steps, total)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Keeps the checkpoint readable with ``weights_only=True`` and ready for export."""
+        saved = checkpoint.get("hyper_parameters")
+        if isinstance(saved, dict):
+            kept = {name: value for name, value in saved.items() if _is_plain(value)}
+            checkpoint["hyper_parameters"] = kept
+        checkpoint["export"] = export_record(
+            method=type(self).__name__,
+            backbone=self.backbone,
+            prefix="backbone.",
+            heads={name: getattr(self, name) for name in self.heads},
+        )
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is made of numbers, strings, lists and dicts alone."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)

@@ -1,0 +1,90 @@
+"""CtP as a whole: its step against the formula, its counts, what it learns first."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_vssl.augment.patches import CatchThePatch, PatchTracks
+from lightning_vssl.backbones import R3D18
+from lightning_vssl.losses.trajectory import encode
+from lightning_vssl.methods.ctp import CtP
+from lightning_vssl.nn.keyed import sample_key
+
+
+def _small(**options: object) -> CtP:
+    torch.manual_seed(0)
+    tracks = PatchTracks(scales=(9, 14, 18), speed=1.7)
+    return CtP(
+        backbone=R3D18(width=4, depth=(1, 1, 1, 1), last_stride=1),
+        augment=CatchThePatch(tracks=tracks),
+        optimizer=functools.partial(torch.optim.SGD, lr=0.01),
+        hidden_channels=16,
+        **options,
+    )
+
+
+def _batch(size: int = 2, frames: int = 16, side: int = 64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, 1, frames, 3, side, side)
+    return {
+        "video": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        "key": torch.tensor([sample_key(0, 0, i) for i in range(size)]),
+        "index": torch.arange(size),
+    }
+
+
+def test_the_papers_network_has_its_parameters():
+    with torch.device("meta"):
+        backbone = R3D18(last_stride=1)
+        method = CtP(backbone, nn.Identity(), functools.partial(torch.optim.SGD, lr=0.01))
+    whole = sum(p.numel() for p in method.parameters())
+    body = sum(p.numel() for p in backbone.parameters())
+    assert round((whole - body) / 1e6, 2) == 7.11
+    assert 0.82 < body / whole < 0.83  # "more than 82 %", section 3.2
+    assert method.head.stride == 8
+    assert method.head.in_frames == 2
+
+
+def test_step_equals_the_loss_written_out():
+    method = _small().double()
+    batch = method.augment(_batch())
+    for name in ("views", "trajectories", "trajectory_weights"):
+        batch[name] = batch[name].double()
+    outputs = method._step(batch)
+    boxes = batch["trajectories"]
+    predicted, _ = method.track(batch["views"][:, 0], boxes[:, :, 0])
+    distance = (predicted - encode(boxes, boxes[:, :, 0])).abs()
+    smooth = torch.where(distance < 1, 0.5 * distance**2, distance - 0.5)
+    assert outputs["loss"].item() == pytest.approx(smooth.sum().item() / (2 * 3 * 16), rel=1e-12)
+
+
+def test_every_parameter_gets_a_gradient():
+    method = _small()
+    method._step(method.augment(_batch()))["loss"].backward()
+    without = [n for n, p in method.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_a_patch_in_another_place_changes_only_its_own_prediction():
+    """The head answers each query by itself: the others' boxes are not an input."""
+    method = _small().eval()
+    batch = method.augment(_batch(1))
+    query = batch["trajectories"][:, :, 0]
+    first, _ = method.track(batch["views"][:, 0], query)
+    moved = query.clone()
+    moved[:, 1] = torch.tensor([1.0, 1.0, 30.0, 20.0])
+    second, _ = method.track(batch["views"][:, 0], moved)
+    assert torch.allclose(first[:, [0, 2]], second[:, [0, 2]], atol=1e-6)
+    assert not torch.allclose(first[:, 1], second[:, 1], atol=1e-6)
+
+
+def test_a_2d_backbone_is_refused():
+    class Image(R3D18):
+        dims = 2
+
+    backbone = Image(width=4, depth=(1, 1, 1, 1))
+    backbone.dims = 2
+    with pytest.raises(ValueError, match="CtP needs a 3-D backbone, got Image"):
+        CtP(backbone, nn.Identity(), functools.partial(torch.optim.SGD, lr=0.01))
