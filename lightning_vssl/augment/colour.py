@@ -41,7 +41,7 @@ def to_unit(video: Tensor) -> Tensor:
 
 def luma(clips: Tensor) -> Tensor:
     """Weighs the channels into grey, (N, 1, ...)."""
-    red, green, blue = clips.split(1, dim=1)
+    red, green, blue = torch.split(clips, 1, dim=1)
     grey = (red * _LUMA[0]).add_(green, alpha=_LUMA[1])
     return grey.add_(blue, alpha=_LUMA[2])
 
@@ -108,7 +108,7 @@ def saturation_to_grey(clips: Tensor, factor: Tensor) -> Tensor:
 
 def _extremes(clips: Tensor) -> tuple[Tensor, Tensor]:
     """The largest and the smallest channel of each pixel, (N, 1, ...) each."""
-    red, green, blue = clips.split(1, dim=1)
+    red, green, blue = torch.split(clips, 1, dim=1)
     high = torch.maximum(red, green)
     low = torch.minimum(red, green)
     return torch.maximum(high, blue, out=high), torch.minimum(low, blue, out=low)
@@ -130,7 +130,7 @@ def saturation_hsv(clips: Tensor, factor: Tensor) -> Tensor:
 
 def _hue_turns(clips: Tensor, high: Tensor, spread: Tensor) -> Tensor:
     """The hue in turns, (N, 1, ...), in [-1/6, 5/6]; 0 for grey pixels."""
-    red, green, blue = clips.split(1, dim=1)
+    red, green, blue = torch.split(clips, 1, dim=1)
     is_green = torch.eq(high, green, out=torch.empty_like(high))
     is_red = torch.eq(high, red, out=torch.empty_like(high))
     hue = torch.lerp(
