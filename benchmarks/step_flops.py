@@ -178,10 +178,9 @@ def main() -> None:
         )
     console.print(table)
     console.print(
-        "Stated parameters are without the classifier, counted on the peer's own network. From the "
-        "model zoo's multiply-adds its head and 5 per element of its batch norms, which accounts for "
-        "them, are taken off; "
-        "torchvision's include the classifier."
+        "Stated parameters are without the classifier, counted on the peer's own network. The "
+        "model zoo's multiply-adds are without its head and 5 per element of its batch norms, "
+        "which accounts for them; torchvision's include the classifier."
     )
 
 
