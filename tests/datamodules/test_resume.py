@@ -96,7 +96,7 @@ def test_resumed_runs_see_what_the_uninterrupted_one_saw(root, tmp_path, workers
         done = torch.load(start, weights_only=True)["loops"]["fit_loop"]
         seen = done["epoch_loop.batch_progress"]["total"]["processed"]
         assert sorted(resumed) == list(range(seen + 1, STEPS * EPOCHS + 1))
-    again = tmp_path / "1" / "step=4.ckpt"  # a resumed run may be resumed
+    again = tmp_path / "0" / "step=4.ckpt"  # a resumed run may be resumed
     twice = run(root, tmp_path / "twice", workers=workers, accumulate=accumulate, start=again)
     assert twice == {step: whole[step] for step in twice}
     assert max(twice, default=0) == STEPS * EPOCHS
