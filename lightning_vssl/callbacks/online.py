@@ -327,6 +327,7 @@ class OnlineKNN(Callback):
         if trainer.global_step > 0:
             rank_zero_info("OnlineKNN: the run was resumed without the untouched encoder's numbers")
             return
+        rank_zero_info("OnlineKNN: measuring the untouched encoder")
         self.before = self.measure(trainer, pl_module)
         self._log_now(trainer, self.before)
 
