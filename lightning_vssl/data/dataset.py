@@ -1,8 +1,6 @@
 """From a row of the manifest to a sample."""
 
 import logging
-from typing import TypedDict
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,12 +16,6 @@ from lightning_vssl.nn.keyed import sample_key
 _log = logging.getLogger(__name__)
 
 _WORD = (1 << 64) - 1
-
-
-class _Frames(TypedDict):
-    video: Tensor
-    crop: Tensor
-    time: Tensor
 
 
 class TooManyUnreadable(RuntimeError):
@@ -81,7 +73,8 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         self.labels = labels
         self.replace = replace
         self.max_unreadable = max_unreadable
-        self._broken = torch.zeros(len(manifest), dtype=torch.bool).share_memory_()
+        self._broken = torch.zeros(len(manifest), dtype=torch.bool)
+        self._broken.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -124,7 +117,7 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             sample["label"] = torch.tensor(self.manifest.label(row))
         return sample
 
-    def _read(self, index: int, key: int) -> tuple[int, _Frames]:
+    def _read(self, index: int, key: int) -> tuple[int, dict[str, Tensor]]:
         """The clips of a row, or of the first readable one of the rows that the key names."""
         try:
             return index, self._clip(index, key)
@@ -140,7 +133,7 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             except UnreadableVideo as error:
                 self._note(row, error)
 
-    def _clip(self, row: int, key: int) -> _Frames:
+    def _clip(self, row: int, key: int) -> dict[str, Tensor]:
         rng = np.random.Generator(np.random.Philox(key=key & _WORD))
         path = self.manifest.path(row)
         with VideoReader(path, fps=self.manifest.rate(row)) as reader:
