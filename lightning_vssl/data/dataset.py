@@ -1,6 +1,7 @@
 """From a row of the manifest to a sample."""
 
 import logging
+
 import numpy as np
 import numpy.typing as npt
 import torch
