@@ -242,7 +242,7 @@ class VideoReader:
                 for v, t in slots:
                     out[v, t] = pixels
         used = np.array([cutter.used for cutter in cutters], dtype=np.float32)
-        return out, np.broadcast_to(used, (len(indices), 4)).copy()
+        return out, np.repeat(used, len(indices) // len(used), axis=0)
 
     def _checked_indices(self, indices: NDArray[np.integer]) -> Indices:
         indices = np.asarray(indices)
@@ -435,24 +435,35 @@ class _File(_Source[av.VideoFrame]):
 
     def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
         self._path = path
-        self._container = opened(path)
+        self._kept: list[av.VideoFrame] | None = None
+        self._connect(quick=not verify)
         try:
-            self._open(path, fps, verify)
+            self._open(fps, verify)
         except BaseException:
             self._container.close()
             raise
 
-    def _open(self, path: Path, fps: float | None, verify: bool) -> None:
-        self._stream = self._chosen()
+    def _connect(self, *, quick: bool) -> None:
+        """Open the container and read its packets."""
+        self._quick = quick
+        self._container = opened(self._path, quick=quick)
+        try:
+            self._stream = self._chosen()
+            self._packets = index_packets(self._container, self._stream, self._path)
+        except BaseException:
+            self._container.close()
+            raise
         self._codec = self._stream.codec_context.name
         self._format = self._container.format.name
         self._used = False
-        self._kept: list[av.VideoFrame] | None = None
-        self._packets = index_packets(self._container, self._stream, path)
+
+    def _open(self, fps: float | None, verify: bool) -> None:
         if not len(self._packets):
             raise UnreadableVideo(self._path, "the video stream holds no frame")
         order = None if verify else shown_order(self._packets, self._format, self._codec)
         self._planned = order is not None
+        if self._quick and (order is None or self._delay_unknown(order)):
+            self._reconnect()
         self._order = self._decoded_order() if order is None else order
         self._rank = np.full(len(self._packets), -1, dtype=np.int64)
         self._rank[self._order] = np.arange(len(self._order))
@@ -465,6 +476,16 @@ class _File(_Source[av.VideoFrame]):
             ticks, base = np.arange(len(self._order)), 1.0 / (rate or self._stated_rate())
         self.times = (ticks - ticks[0]) * base
         self.info = self._describe(base)
+
+    def _delay_unknown(self, order: Indices) -> bool:
+        """Whether frames are reordered, but the stream does not state by how many."""
+        reordered = bool((np.diff(order) < 0).any())
+        return reordered and self._codec == "h264" and not self._stream.codec_context.has_b_frames
+
+    def _reconnect(self) -> None:
+        """Open once more, with libav decoding the first frames to learn about them."""
+        self._container.close()
+        self._connect(quick=False)
 
     # opening
 
@@ -595,14 +616,33 @@ class _File(_Source[av.VideoFrame]):
 
     def _by_plan(self, wanted: Indices) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode the packets that the wanted frames need, and no others."""
-        ordinals = np.sort(self._order[wanted])
-        missing = set(ordinals.tolist())
-        for frame in self._decode(self._feed(ordinals), missing):
+        missing = set(self._order[wanted].tolist())
+        ordinals = np.array(sorted(missing), dtype=np.int64)
+        try:
+            for frame in self._decode(self._feed(ordinals), missing):
+                if frame.pts in missing:
+                    missing.discard(frame.pts)
+                    yield int(self._rank[frame.pts]), frame
+        except UnreadableVideo:
+            if not missing:
+                return
+        if missing:
+            yield from self._last_resort(missing)
+
+    def _last_resort(self, missing: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode from the start, leaving nothing out, what the planned pass did not bring.
+
+        That is the case for streams that are broken, that do not state how far their frames are
+        reordered, or whose key frames are not what the container says.
+        """
+        self._reconnect()
+        for frame in self._sequence():
             if frame.pts in missing:
                 missing.discard(frame.pts)
                 yield int(self._rank[frame.pts]), frame
-        if missing:
-            raise self._missing(min(int(self._rank[n]) for n in missing))
+                if not missing:
+                    return
+        raise self._missing(min(int(self._rank[n]) for n in missing))
 
     def _missing(self, number: int) -> UnreadableVideo:
         return UnreadableVideo(

@@ -219,14 +219,22 @@ class Supply:
         self._next = 0
 
 
-def opened(path: Path) -> av.container.InputContainer:
-    """Open a video file; what is not UTF-8 in its metadata is replaced."""
+def opened(path: Path, *, quick: bool = False) -> av.container.InputContainer:
+    """Open a video file; what is not UTF-8 in its metadata is replaced.
+
+    Args:
+        path: The file.
+        quick: Let libav's look at the first packets do without decoding a frame of H.264, which
+            takes longer than all the rest of opening. The price: nothing is known of the pixel
+            format, nor of the delay by reordering unless the stream states it.
+    """
     if not path.exists():
         raise UnreadableVideo(path, "there is no such file or folder")
     if not path.stat().st_size:
         raise UnreadableVideo(path, "the file is empty")
     try:
-        return av.open(f"file:{path}", metadata_errors="replace")
+        options = {"skip_frame": "all"} if quick else {}
+        return av.open(f"file:{path}", metadata_errors="replace", options=options)
     except av.FFmpegError as error:
         reason = f"it cannot be opened as a video ({words(error)})"
         raise UnreadableVideo(path, reason) from error
