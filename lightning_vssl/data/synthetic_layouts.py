@@ -53,7 +53,7 @@ LAYOUTS: dict[LayoutName, type[Layout]] = {
 }
 """Every layout by its name."""
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the pixels or the files of a given seed change."""
 
 _MARKER = ".built-in.json"

@@ -12,7 +12,7 @@ size uniform over one range, jointly independent, for every motion:
 * the frame is a torus, so a translation keeps a uniform position uniform (what leaves at one side
   enters at the other, at any time in full view);
 * growth runs through the whole range of sizes in a sawtooth wave of uniform phase (slow growth,
-  then five frames of return), whose value is uniform in the range at every frame;
+  then three frames of return), whose value is uniform in the range at every frame;
 * the oscillation swings about a uniform centre; rotation starts from a uniform angle.
 
 Shapes, textures, colours, the other objects and the pan of the background are drawn without
@@ -59,7 +59,7 @@ _MIX_2 = 0x94D049BB133111EB
 _SPLITS: dict[str, int] = {"train": 0, "test": 1}
 _CELLS = len(MOTIONS) * len(OBJECTS)
 _RADII = (0.14, 0.31)  # of the main object, in short sides of the frame
-_RESET = 5  # frames in which a grown object returns to its smallest size
+_RESET = 3  # frames in which a grown object returns to its smallest size
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
