@@ -44,6 +44,14 @@ class HasClasses(Protocol):
         """Number of classes; 0 without labels."""
 
 
+@runtime_checkable
+class HasEntries(Protocol):
+    """A data module that lists its videos."""
+
+    def entries(self, split: Literal["val", "test"]) -> tuple[Sequence[object], Sequence[str]]:
+        """The videos of a split, and the names of the classes."""
+
+
 def average_clips(logits: Tensor, averaging: Averaging) -> Tensor:
     """Scores of a video from the logits of its clips.
 
@@ -92,7 +100,7 @@ class Recognition(Evaluation):
     do not touch each other: each ends where a run of its own would end. The one that is reported
     has the highest top-1 on the validation set at the last validation; every one's numbers are
     stored. Its validation number is therefore optimistic, and so is its test number where a data
-    set validates on its test videos.
+    set validates on its test videos: ``result.json`` says so in ``validated_on_test``.
 
     Results are ``top1`` and, with more than five classes, ``top5``, in percent of the videos.
     """
@@ -285,7 +293,11 @@ class Recognition(Evaluation):
                 "data module one (and limit_val_batches above 0), or one learning rate"
             )
         optimizer = trainer.optimizers[0]
-        defaults = {name: value for name, value in optimizer.defaults.items() if value}
+        defaults = {
+            name: value
+            for name, value in optimizer.defaults.items()
+            if value is not None and value is not False
+        }
         noted = as_data(
             {
                 "optimizer": {"class": type(optimizer).__name__, **defaults},
@@ -412,6 +424,7 @@ class Recognition(Evaluation):
             "videos": videos,
             "epochs_trained": int(self.epochs_trained),
             "checkpoint": self.trainer.ckpt_path,
+            "validated_on_test": self._validated_on_test(),
         }
         if len(self.settings) > 1:
             validated = self.validated.tolist()
@@ -428,6 +441,15 @@ class Recognition(Evaluation):
                 ],
             }
         self.report(split, self._chosen(accuracies), details)
+
+    def _validated_on_test(self) -> bool | None:
+        """Whether validation and test are the same videos; None if the data does not tell."""
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.trainer.is_global_zero or not isinstance(module, HasEntries):
+            return None
+        validation, _ = module.entries("val")
+        test, _ = module.entries("test")
+        return len(test) > 0 and list(validation) == list(test)
 
     # What is stored
 

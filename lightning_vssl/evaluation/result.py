@@ -113,8 +113,7 @@ def table(content: Mapping[str, object]) -> Table:
     results, paper = content["results"], content["paper"]
     if not isinstance(results, Mapping) or not isinstance(paper, Mapping):
         raise TypeError("results and paper must be mappings from a name to a number")
-    made = Table(title=f"{content['evaluation']}, {content['split']}, in percent")
-    made.add_column("")
+    made = Table(f"{content['evaluation']}, {content['split']}, %")
     names = [*results, *(name for name in paper if name not in results)]
     for name in names:
         made.add_column(name, justify="right")

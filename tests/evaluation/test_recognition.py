@@ -74,10 +74,12 @@ def test_the_grid_equals_a_run_of_each_rate_and_leaves_the_backbone_alone(tmp_pa
 
     result = json.loads((tmp_path / "grid" / "result.json").read_text())
     assert (result["split"], result["epochs_trained"]) == ("validation", 3)
-    runner.test(grid, data(), verbose=False)
+    assert result["validated_on_test"] is False
+    runner.test(grid, data(val=videos(2, seed=3)), verbose=False)
     result = json.loads((tmp_path / "grid" / "result.json").read_text())
     assert (result["split"], result["videos"]) == ("test", 12)
     assert result["results"] == {"top1": 100.0, "top5": 100.0}
+    assert result["validated_on_test"] is True
     assert [row["lr"] for row in result["selection"]["all"]] == [0.5, 0.01, "inf"]
     assert result["selection"]["chosen"] == {"lr": 0.5}
     assert result["selection"]["all"][2]["test_top1"] == 0
