@@ -148,8 +148,8 @@ def test_times_of_a_variable_rate(name, tmp_path):
 
 
 def test_only_packets_that_are_needed_are_decoded(tmp_path):
-    codec, options, _ = KINDS["b_frames_gop12.mp4"]
-    path = encode(tmp_path / "gop12.mp4", codec, options)
+    options = {"g": "12", "bf": "3", "x264-params": "b-adapt=0:scenecut=0"}
+    path = encode(tmp_path / "gop12.mp4", "libx264", options)
     with VideoReader(path) as video:
         source = video._source
         fed = []
@@ -158,12 +158,10 @@ def test_only_packets_that_are_needed_are_decoded(tmp_path):
         out = []
         inner = source._decode
         source._decode = lambda *args: (out.append(f) or f for f in inner(*args))
-        video.read(np.array([[1, 2], [38, 39]]))
-        assert len(fed) < 12 + 12
+        video.read(np.array([[1, 2], [40, 47]]))
         assert not [n for n in fed if 12 <= n < 36]
-        skipping = len(out)
-        source._decode = inner
-        assert skipping < len(fed)
+        assert max(fed) < FRAMES - 1
+        assert 4 <= len(out) < len(fed) < 4 + 12
 
 
 def test_a_frame_two_clips_want_is_cut_once_for_each_window(tmp_path):
@@ -179,24 +177,59 @@ def test_a_frame_two_clips_want_is_cut_once_for_each_window(tmp_path):
         np.testing.assert_array_equal(both[0, 1], both[0, 2])
 
 
-@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p"])
-@pytest.mark.parametrize("size", [(12, 16), (24, 20), (60, 90)])
-def test_windows_match_antialiased_resizing_of_rgb(tmp_path, pixels, size):
+def exact(frame, box, size, matrix):
+    """A window scaled plane by plane in floating point, then turned to RGB by the definition."""
+    height, width = size
+    planes = []
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        values = np.ascontiguousarray(rows[:, : plane.width], dtype=np.float32)
+        across, down = plane.width / frame.width, plane.height / frame.height
+        part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        scaled = Image.fromarray(values).resize(
+            (width, height), Image.Resampling.BILINEAR, box=part
+        )
+        planes.append(np.asarray(scaled, dtype=np.float64))
+    full = frame.color_range == 2
+    luma = planes[0] if full else (planes[0] - 16) * 255 / 219
+    blue, red = ((plane - 128) * (1 if full else 255 / 224) for plane in planes[1:])
+    kr, kb = {"601": (0.299, 0.114), "709": (0.2126, 0.0722)}[matrix]
+    out_red = luma + 2 * (1 - kr) * red
+    out_blue = luma + 2 * (1 - kb) * blue
+    green = (luma - kr * out_red - kb * out_blue) / (1 - kr - kb)
+    return np.clip(np.stack([out_red, green, out_blue], axis=-1), 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "matrix"),
+    [
+        ("a.mp4", "libx264", "yuv420p", "601"),
+        ("b.mp4", "libx264", "yuv444p", "601"),
+        ("c.avi", "mjpeg", "yuvj420p", "601"),
+        ("d.mp4", "libx264", "yuv420p", "709"),
+    ],
+)
+@pytest.mark.parametrize("size", [(12, 16), (24, 20), (60, 90), (250, 300)])
+def test_scaled_windows_match_floating_point(tmp_path, name, codec, pixels, matrix, size):
+    path = tmp_path / name
     big = drawn(4, 192, 256)
-    options = {"crf": "4"}
-    path = encode(tmp_path / "w.mp4", "libx264", options, pixels=pixels, frames=big)
+    options = {"colorspace": "bt709"} if matrix == "709" else {}
+    encode(path, codec, options, pixels=pixels, frames=big)
     windows = np.array([[17.0, 9.0, 201.0, 150.0], [0, 0, 256, 192]])
     with VideoReader(path) as video:
         got, used = video.read(np.array([[0, 2], [1, 3]]), windows=windows, size=size)
-    truth = sequential(path)
-    for v, frames in enumerate([(0, 2), (1, 3)]):
-        for t, n in enumerate(frames):
-            image = Image.fromarray(truth[n])
-            want = image.resize(size[::-1], Image.Resampling.BILINEAR, box=tuple(used[v]))
-            gap = np.abs(got[v, t].astype(float) - np.asarray(want, dtype=float))
-            # libav scales luma and chroma, Pillow RGB; both are smooth here but for the block.
-            assert gap.mean() < 1.5
-            assert np.quantile(gap, 0.99) < 12
+    np.testing.assert_allclose(used, windows, atol=1)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    assert (frames[0].colorspace == 1) == (matrix == "709")
+    for v, numbers in enumerate([(0, 2), (1, 3)]):
+        for t, n in enumerate(numbers):
+            gap = np.abs(got[v, t] - exact(frames[n], used[v], size, matrix))
+            # Where the filter reaches over the edge libav repeats the last pixel, Pillow
+            # leaves out what is not there.
+            assert gap[1:-1, 1:-1].mean() < 0.5
+            assert gap[1:-1, 1:-1].max() < 4
+            assert gap.max() < 20
 
 
 def test_the_window_returned_is_the_window_cut(tmp_path):
