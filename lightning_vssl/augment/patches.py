@@ -328,7 +328,7 @@ def paste(clips: Tensor, tracks: Tracks) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PatchParameters:
     """Everything that was drawn for a batch of `CatchThePatch`.
 
     Attributes:
@@ -409,7 +409,7 @@ class CatchThePatch(nn.Module):
         self.contrast_probability = contrast_probability
         self.colour_key_frames = tuple(colour_key_frames)
 
-    def draw(self, key: Tensor, frames: int, height: int, width: int) -> Drawn:
+    def draw(self, key: Tensor, frames: int, height: int, width: int) -> PatchParameters:
         """Draws all parameters of a batch; see `PatchTracks.draw` for the arguments."""
         coin, hue, saturation = (uniform(key, 3, _TINT) * 2 - 1).unbind(1)
         brightness = self._drift(
@@ -419,7 +419,7 @@ class CatchThePatch(nn.Module):
         contrast = self._drift(
             key, frames, _CONTRAST_KEYS, _CONTRAST, _CONTRAST_EASING, self.contrast, exp=True
         )
-        return Drawn(
+        return PatchParameters(
             flip=uniform(key, 1, _FLIP)[:, 0] < self.flip,
             tracks=self.tracks.draw(key, frames, height, width),
             tint=(coin + 1) / 2 < self.hue_probability,
@@ -449,7 +449,7 @@ class CatchThePatch(nn.Module):
         return interpolate(values.exp() if exp else values, when, frames, easing)
 
     @torch.no_grad()
-    def replay(self, video: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+    def replay(self, video: Tensor, drawn: PatchParameters) -> tuple[Tensor, Tensor, Tensor]:
         """Makes the view that belongs to drawn parameters.
 
         Args:
@@ -472,7 +472,7 @@ class CatchThePatch(nn.Module):
         return views[:, None], boxes, weights
 
     @torch.no_grad()
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Drawn]:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor | PatchParameters]:
         """Makes the training view of a batch.
 
         Args:

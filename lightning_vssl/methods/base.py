@@ -50,6 +50,17 @@ class Method(LightningModule):
             views: Batch = self.augment(batch) if self.trainer.training else self.view(batch)
         return views
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Counts the epoch under way as begun.
+
+        After a resume from an epoch's last batch Lightning (2.6) leaves the next epoch uncounted,
+        and a second resume from that epoch's last batch would repeat it.
+        """
+        progress = self.trainer.fit_loop.epoch_progress
+        if progress.current.ready == progress.current.processed:
+            progress.increment_ready()
+            progress.increment_started()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes the optimiser over what requires gradients, and steps the schedule each step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
