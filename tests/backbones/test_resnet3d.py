@@ -127,7 +127,7 @@ def test_no_pooling_and_no_bias():
 
 def test_initial_weights_are_kaiming_normal_over_the_fan_out():
     torch.manual_seed(0)
-    kernel = R3D18(depth=(1, 1, 1, 1), width=16).layer4[0].conv2[0].weight
+    kernel = R3D18(depth=(1, 1, 1, 1), width=16).layer4[0].conv1[0].weight  # 64 to 128 channels
     assert kernel.std().item() == pytest.approx(math.sqrt(2 / (27 * 128)), rel=0.02)
     assert abs(kernel.mean().item()) < 1e-3
 
