@@ -1,0 +1,255 @@
+"""Every recipe: parsed, instantiated as it stands, run for two batches; every value explained."""
+
+import csv
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_vssl import cli
+from lightning_vssl.data.synthetic import make_demo
+from lightning_vssl.run import RunCLI, flat
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parent.parent / "recipes"
+ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "overlay")
+OVERLAYS = sorted((RECIPES / "overlay").glob("*.yaml"))
+DATA = {"UCF101": "ucf101", "HMDB51": "hmdb51", "Kinetics": "kinetics"}
+ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+
+
+def name_of(path):
+    return path.relative_to(RECIPES).with_suffix("").as_posix()
+
+
+each_recipe = pytest.mark.parametrize("recipe", ALL, ids=name_of)
+
+
+def command_of(recipe):
+    """Whether a recipe is for `fit` or, as an evaluation without training, for `test`."""
+    return "test" if name_of(recipe) == "eval/retrieval" else "fit"
+
+
+def configured(recipe, *args, instantiate):
+    """Parses a recipe, and builds its objects if asked to, without running anything."""
+
+    class Stopped(RunCLI):
+        def _run_subcommand(self, subcommand):
+            pass
+
+        def instantiate_classes(self):
+            if instantiate:
+                super().instantiate_classes()
+
+    words = [command_of(recipe), "--config", str(recipe), *args]
+    return Stopped(words)
+
+
+def settings_of(stopped):
+    """Every value in force, nested, as plain data."""
+    dumped = json.loads(stopped.parser.dump(stopped.config, format="json", skip_unset=False))
+    return dumped[stopped.subcommand]
+
+
+@functools.cache
+def parsed(recipe):
+    """Every value in force in a recipe that stands alone."""
+    return settings_of(configured(recipe, instantiate=False))
+
+
+def class_paths(settings, prefix=""):
+    return {k: v for k, v in flat(settings, prefix).items() if k.endswith("class_path")}
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """Sixteen built-in videos in the layout of each dataset, made when first asked for."""
+    made = {}
+
+    def root(layout):
+        if layout not in made:
+            folder = tmp_path_factory.mktemp("videos") / layout
+            made[layout] = make_demo(folder, layout, videos=16, workers=1, progress=False)
+        return str(made[layout])
+
+    return root
+
+
+class TestAsItStands:
+    @each_recipe
+    def test_is_built(self, recipe):
+        built = configured(recipe, instantiate=True)
+        wanted = built.config[command_of(recipe)].model.class_path
+        assert type(built.model).__name__ == wanted.rpartition(".")[2]
+        assert sum(p.numel() for p in built.model.parameters()) > 0
+
+    @each_recipe
+    def test_keeps_its_runs_apart(self, recipe):
+        folder = yaml.safe_load(recipe.read_text())["trainer"]["default_root_dir"]
+        assert folder == f"runs/{recipe.stem}"
+        others = [yaml.safe_load(p.read_text())["trainer"]["default_root_dir"] for p in ALL]
+        assert others.count(folder) == 1
+
+    @each_recipe
+    def test_has_its_header_and_order(self, recipe):
+        text = recipe.read_text()
+        for word in ("# Paper: ", "# Hardware: ", "# Expected: ", "# Command: lightning-vssl "):
+            assert f"\n{word}" in text
+        assert "\n# Deviations: " in text
+        assert list(yaml.safe_load(text)) == ["seed_everything", "trainer", "model", "data"]
+
+    @each_recipe
+    def test_spells_out_what_a_default_could_change(self, recipe):
+        written = flat(yaml.safe_load(recipe.read_text()))
+        optimizer = "model.init_args.optimizer.init_args"
+        if any(key.startswith("model.init_args.optimizer") for key in written):
+            assert f"{optimizer}.lr" in written
+            assert f"{optimizer}.weight_decay" in written
+            assert f"{optimizer}.momentum" in written or f"{optimizer}.betas" in written
+            assert "trainer.max_epochs" in written
+            assert "data.init_args.batch_size" in written
+
+    @each_recipe
+    def test_training_keeps_a_last_checkpoint(self, recipe):
+        recipe_settings = yaml.safe_load(recipe.read_text())
+        callbacks = recipe_settings["trainer"].get("callbacks", [])
+        saving = [c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint")]
+        if command_of(recipe) == "fit":
+            periodic = [c for c in saving if "monitor" not in c]
+            assert len(periodic) == 1
+            assert periodic[0]["save_last"] is True
+            assert not any(c.get("save_last") for c in saving if "monitor" in c)
+
+    def test_readme_has_a_row_for_each(self):
+        table = (RECIPES / "README.md").read_text()
+        missing = [name_of(p) for p in [*ALL, *OVERLAYS] if f"{name_of(p)}.yaml" not in table]
+        assert missing == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
+@each_recipe
+def test_overlay_fits_recipe(recipe, overlay):
+    alone = parsed(recipe)
+    both = settings_of(configured(recipe, "--config", str(overlay), instantiate=False))
+    for part in ("model", "data"):
+        assert class_paths(both[part]) == class_paths(alone[part])
+    assert both["trainer"]["callbacks"] == alone["trainer"]["callbacks"]
+    changed = {k for k, v in flat(both).items() if flat(alone).get(k) != v}
+    written = set(flat(yaml.safe_load(overlay.read_text())))
+    stated = {key for key in changed if any(key.startswith(w.rpartition(".")[0]) for w in written)}
+    assert changed == stated, f"changed without being written in the overlay: {changed - stated}"
+    assert changed
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
+def test_overlay_is_built(overlay):
+    if overlay.stem == "wandb":  # its logger wants an account: the rest of it is parsed above
+        configured(RECIPES / "ctp.yaml", "--config", str(overlay), instantiate=False)
+        return
+    built = configured(RECIPES / "ctp.yaml", "--config", str(overlay), *ON_CPU, instantiate=True)
+    assert built.trainer.num_devices == 1
+
+
+class TestSmall:
+    """The files in `small/` make a recipe fit for a test and change nothing else."""
+
+    @staticmethod
+    def small(recipe):
+        return HERE / "small" / f"{name_of(recipe).replace('/', '_')}.yaml"
+
+    def test_each_recipe_has_one(self):
+        names = {self.small(recipe).name for recipe in ALL}
+        assert {p.name for p in (HERE / "small").iterdir()} == names
+
+    @each_recipe
+    def test_only_lowers_numbers(self, recipe):
+        large = flat(parsed(recipe))
+        for key, value in flat(yaml.safe_load(self.small(recipe).read_text())).items():
+            before, after = numbers(large[key]), numbers(value)
+            assert len(before) == len(after), key
+            assert all(a <= b for a, b in zip(after, before, strict=True)), (key, before, after)
+
+    @each_recipe
+    def test_runs(self, recipe, videos, tmp_path):
+        settings = yaml.safe_load(recipe.read_text())
+        kind = settings["data"]["class_path"].rpartition(".")[2]
+        root = videos(DATA.get(kind, "demo"))
+        command = command_of(recipe)
+        words = ["--config", str(recipe), "--config", str(RECIPES / "overlay" / "cpu.yaml")]
+        words += ["--config", str(self.small(recipe)), "--data.root", root]
+        words += ["--data.cache_dir", str(tmp_path / "cache")]
+        limits = ["--trainer.limit_test_batches=2"]
+        if command == "fit":
+            limits += ["--trainer.limit_train_batches=2"]
+            if settings["trainer"].get("limit_val_batches") != 0:
+                limits += ["--trainer.limit_val_batches=1"]
+        cli.main([command, *words, *limits])
+        folder = tmp_path / settings["trainer"]["default_root_dir"] / "seed0"
+        if "evaluation" in settings["model"]["class_path"]:
+            if command == "fit":
+                cli.main(["test", *words, *limits, "--ckpt_path", "last"])
+            result = json.loads((folder / "result.json").read_text())
+            assert result["complete"] is False
+            assert result["protocol"]["data"]["class"] == kind
+            assert result["paper"] == (settings["model"]["init_args"].get("paper") or {})
+            assert all(0 <= number <= 100 for number in result["results"].values())
+        else:
+            assert (folder / "export" / "backbone.safetensors").is_file()
+            assert (folder / "tracked_patches.png").is_file()
+        if command == "fit":
+            check_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+
+def check_checkpoint(path):
+    """It holds plain data alone, two steps, and what `export` reads."""
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert checkpoint["export"]["backbone"]["class_path"]
+    weights = [v for v in checkpoint["state_dict"].values() if v.dtype == torch.float32]
+    assert all(torch.isfinite(v).all() for v in weights)
+
+
+def numbers(text):
+    """The numbers in a JSON text that holds nothing else."""
+    assert re.fullmatch(r"[\d\s.,\[\]eE+-]+", text), f"not a number: {text}"
+    return [float(part) for part in re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)]
+
+
+class TestPaperValues:
+    """Each row of paper_values.csv: the value in force and its place in the paper."""
+
+    @staticmethod
+    def rows():
+        with (HERE / "paper_values.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    @each_recipe
+    def test_values_in_force(self, recipe):
+        rows = [r for r in self.rows() if RECIPES / r["recipe"] == recipe]
+        if not rows:
+            assert recipe.stem == "quickstart"  # no table of a paper is meant
+            return
+        force = flat(parsed(recipe))
+        for row in rows:
+            value = json.loads(force[row["key"]])
+            try:
+                expected = json.loads(row["value"])
+            except json.JSONDecodeError:
+                expected = row["value"]
+            if isinstance(value, str):
+                expected = row["value"]
+            assert value == expected, f"{row['key']}, {row['place']}"
+
+    def test_every_row_names_a_recipe_and_a_place(self):
+        for row in self.rows():
+            assert (RECIPES / row["recipe"]).is_file()
+            assert row["place"]
