@@ -436,6 +436,38 @@ def export_record(
     }
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value is built of None, bool, int, float, str, list, tuple and dict alone."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def stamp(
+    checkpoint: dict[str, object],
+    method: str,
+    backbone: Backbone,
+    heads: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Makes a Lightning checkpoint readable with ``weights_only=True`` and ready for `export`.
+
+    Hyper-parameters that are not plain data are dropped; the rest of the checkpoint stays.
+
+    Args:
+        checkpoint: What ``on_save_checkpoint`` was given; changed in place. The backbone's entries
+            lie under ``backbone.`` in its ``state_dict``.
+        method: Name of the method or evaluation.
+        backbone: The network.
+        heads: As `export_record` takes them.
+    """
+    saved = checkpoint.get("hyper_parameters")
+    if isinstance(saved, Mapping):
+        checkpoint["hyper_parameters"] = {k: v for k, v in saved.items() if is_plain(v)}
+    checkpoint["export"] = export_record(method=method, backbone=backbone, heads=heads)
+
+
 def export(
     checkpoint: str | Path, out: str | Path | None = None, overwrite: bool = False
 ) -> ExportReport:

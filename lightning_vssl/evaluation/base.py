@@ -17,12 +17,13 @@ from lightning_vssl.augment.views import Normalise
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import (
     CONFIG_FILE,
-    export_record,
+    is_plain,
     load_backbone,
     load_weights,
     sha256,
+    stamp,
 )
-from lightning_vssl.evaluation.result import RESULT, as_data, is_plain, show, write_json
+from lightning_vssl.evaluation.result import RESULT, as_data, show, write_json
 
 Batch = dict[str, Tensor]
 Split = Literal["validation", "test"]
@@ -165,6 +166,13 @@ class Evaluation(LightningModule):
             made: Batch = make(batch)
         return made
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Counts the epoch under way as begun; see `lightning_vssl.methods.base.Method`."""
+        progress = self.trainer.fit_loop.epoch_progress
+        if progress.current.ready == progress.current.processed:
+            progress.increment_ready()
+            progress.increment_started()
+
     def maps(self, views: Tensor) -> Tensor:
         """Runs the backbone on every clip, frame by frame if it is an image network.
 
@@ -263,10 +271,7 @@ class Evaluation(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keeps the checkpoint readable with ``weights_only=True`` and ready for export."""
-        saved = checkpoint.get("hyper_parameters")
-        if isinstance(saved, Mapping):
-            checkpoint["hyper_parameters"] = {k: v for k, v in saved.items() if is_plain(v)}
-        checkpoint["export"] = export_record(method=self.method, backbone=self.backbone)
+        stamp(checkpoint, method=self.method, backbone=self.backbone)
 
 
 def data_arguments(module: LightningDataModule | None) -> dict[str, object]:

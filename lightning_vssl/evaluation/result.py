@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from lightning_vssl.backbones.weights import is_plain
+
 RESULT = "result.json"
 
 
@@ -59,15 +61,6 @@ def _module_as_data(module: nn.Module) -> dict[str, object]:
         if buffer.numel() <= 3 and torch.is_floating_point(buffer)
     }
     return {"class": type(module).__name__, **settings, **small}
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is built of None, bool, int, float, str, list, tuple and dict alone."""
-    if isinstance(value, Mapping):
-        return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

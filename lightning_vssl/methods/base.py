@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_vssl.augment.views import Normalise
 from lightning_vssl.backbones.base import Backbone
-from lightning_vssl.backbones.weights import export_record
+from lightning_vssl.backbones.weights import stamp
 from lightning_vssl.optim import Schedule, lambda_lr
 
 Batch = dict[str, Tensor]
@@ -77,22 +77,5 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keeps the checkpoint readable with ``weights_only=True`` and ready for export."""
-        saved = checkpoint.get("hyper_parameters")
-        if isinstance(saved, dict):
-            kept = {name: value for name, value in saved.items() if _is_plain(value)}
-            checkpoint["hyper_parameters"] = kept
-        checkpoint["export"] = export_record(
-            method=type(self).__name__,
-            backbone=self.backbone,
-            prefix="backbone.",
-            heads={name: getattr(self, name) for name in self.heads},
-        )
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is made of numbers, strings, lists and dicts alone."""
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
+        heads = {name: getattr(self, name) for name in self.heads}
+        stamp(checkpoint, method=type(self).__name__, backbone=self.backbone, heads=heads)
