@@ -16,8 +16,9 @@ stamps, streams that begin without a key frame, containers that carry no present
 decoded once from beginning to end when they are opened, so that the number of frames and their
 times are those of a real decode.
 
-What opening costs: one pass over the packets, about 5 microseconds a packet, and one read of the
-file's bytes. A film of an hour is 0.1 million packets, so cut long films into pieces.
+What opening costs: one pass over the packets, about 4 microseconds a packet, and one read of the
+file's bytes: 1 ms for a clip of ten seconds, 0.4 s for a film of an hour (0.1 million packets). If
+many clips are drawn from long films, cut the films into pieces first.
 
 Not done here: mirrors in a display matrix (only its rotation, in quarter turns, is applied),
 pixel aspect ratios, EXIF orientation in folders of frames.

@@ -187,8 +187,13 @@ class Supply:
         raise UnreadableVideo(self._path, f"packet {number} is not what it was on opening")
 
     def _same(self, packet: _Packet, number: int) -> bool:
-        stamps = (stamp(packet.pts), stamp(packet.dts))
-        return stamps == (self._packets.pts[number], self._packets.dts[number])
+        """Whether a packet is the one of that number; after a seek one of its times may differ."""
+        pairs = (
+            (stamp(packet.pts), self._packets.pts[number]),
+            (stamp(packet.dts), self._packets.dts[number]),
+        )
+        known = [one == other for one, other in pairs if one != NONE and other != NONE]
+        return any(known) or not known
 
     def _seek(self, number: int) -> None:
         """Go to the packet, or to one before it."""
@@ -208,8 +213,11 @@ class Supply:
         self._rewind()
 
     def _numbers(self, packet: _Packet) -> Indices:
-        same = self._packets.pts == stamp(packet.pts)
-        return np.flatnonzero(same & (self._packets.dts == stamp(packet.dts)))
+        """Numbers of the packets that a packet may be, by its first time that is known."""
+        for time, times in ((packet.pts, self._packets.pts), (packet.dts, self._packets.dts)):
+            if time is not None:
+                return np.flatnonzero(times == time)
+        return np.zeros(0, dtype=np.int64)
 
     def _rewind(self) -> None:
         """Start again from a fresh container: not all formats seek to their first packet."""
