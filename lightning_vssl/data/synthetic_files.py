@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import av
 import numpy as np
@@ -148,7 +148,10 @@ def encode(path: Path, frames: NDArray[np.uint8], fps: float, coding: Coding) ->
 
 def _encode(path: Path, frames: NDArray[np.uint8], rate: Fraction, coding: Coding) -> None:
     with av.open(str(path), "w", format=coding.container) as output:
-        stream = output.add_stream(coding.codec, rate=rate, options=dict(coding.options))
+        stream = cast(
+            av.VideoStream,
+            output.add_stream(coding.codec, rate=rate, options=dict(coding.options)),
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context

@@ -136,7 +136,12 @@ def make_demo(
         raise ValueError(f"workers must be at least 1 (or None: all cores), got {workers}")
     root = Path(root)
     plan = LAYOUTS[layout](root, videos, seed)
-    wanted = {"layout": layout, "videos": videos, "seed": seed, "version": VERSION}
+    wanted: dict[str, str | int] = {
+        "layout": layout,
+        "videos": videos,
+        "seed": seed,
+        "version": VERSION,
+    }
     if _begun(root, wanted):
         return root
     write_lines(root / _MARKER, [json.dumps({**wanted, "done": False})])

@@ -676,7 +676,9 @@ def _enlarged(tile: Bytes, height: int, width: int) -> Bytes:
     above, below, down = taps(height, rows)
     left, right, across = taps(width, columns)
     source = tile.astype(np.int32)
-    mixed = source[above] * (256 - down)[:, None, None] + source[below] * down[:, None, None]
+    mixed: NDArray[np.int64] = (
+        source[above] * (256 - down)[:, None, None] + source[below] * down[:, None, None]
+    )
     mixed >>= 8
     mixed = mixed[:, left] * (256 - across)[:, None] + mixed[:, right] * across[:, None]
     return np.asarray(mixed >> 8, dtype=np.uint8)
@@ -696,8 +698,9 @@ def _background(scene: Scene, draws: Draws) -> Bytes:
         (x, fx), (y, fy) = (divmod(int(value), 16) for value in fixed[t])
         x, y = x % side, y % side
         window = tile[y : y + height + 1, x : x + width + 1]
-        rows = window[:-1] * np.uint16(16 - fy) + window[1:] * np.uint16(fy)
-        frames[t] = (rows[:, :-1] * np.uint16(16 - fx) + rows[:, 1:] * np.uint16(fx)) >> 8
+        rows: NDArray[np.uint16] = window[:-1] * np.uint16(16 - fy) + window[1:] * np.uint16(fy)
+        sums: NDArray[np.uint16] = rows[:, :-1] * np.uint16(16 - fx) + rows[:, 1:] * np.uint16(fx)
+        frames[t] = sums >> 8
     return frames
 
 

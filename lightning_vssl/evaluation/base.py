@@ -5,10 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -169,7 +170,8 @@ class Evaluation(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Counts the epoch under way as begun; see `lightning_vssl.methods.base.Method`."""
         progress = self.trainer.fit_loop.epoch_progress
-        if progress.current.ready == progress.current.processed:
+        current = cast(_ProcessedTracker, progress.current)
+        if current.ready == current.processed:
             progress.increment_ready()
             progress.increment_started()
 

@@ -1,8 +1,11 @@
 """What every method shares: where views are made, the optimiser, what a checkpoint carries."""
 
+from typing import cast
+
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -57,7 +60,8 @@ class Method(LightningModule):
         and a second resume from that epoch's last batch would repeat it.
         """
         progress = self.trainer.fit_loop.epoch_progress
-        if progress.current.ready == progress.current.processed:
+        current = cast(_ProcessedTracker, progress.current)
+        if current.ready == current.processed:
             progress.increment_ready()
             progress.increment_started()
 
