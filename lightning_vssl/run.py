@@ -46,6 +46,7 @@ def _quieten() -> None:
     )
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", r"You have overridden `on_after_batch_transfer`")
     warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
 
 
