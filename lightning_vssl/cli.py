@@ -6,6 +6,7 @@ are typed functions. Lightning is imported only by the commands that need it.
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 DEBUG = "LIGHTNING_VSSL_DEBUG"
+_VIDEO_ERRORS = ("UnreadableVideo", "TooManyUnreadable")
+_WORKER_ERRORS = (*_VIDEO_ERRORS, "ValueError", "FileNotFoundError", "OSError")
 
 
 def main(args: "ArgsType" = None) -> None:
@@ -58,8 +61,9 @@ def _tool(name: str, arguments: list[str]) -> None:
 def _plain(error: Exception) -> str | None:
     """Says what the user can mend, or None for anything else.
 
-    That is: a ValueError, an OSError or an unreadable video raised by this package's own code, an
-    argument that a constructor refused, and a full disk whoever met it.
+    That is: a ValueError, an OSError or unreadable videos raised by this package's own code, here
+    or in a worker that reads videos; an argument that a constructor refused; and a full disk
+    whoever met it.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" {error.filename}" if error.filename else ""
@@ -72,10 +76,20 @@ def _plain(error: Exception) -> str | None:
         from lightning_vssl.run import short
 
         return short(str(error))
-    if module.split(".")[0] != "lightning_vssl":
+    if module.startswith("torch."):
+        return _in_worker(str(error))
+    known = isinstance(error, ValueError | OSError) or type(error).__name__ in _VIDEO_ERRORS
+    return str(error) if known and module.startswith("lightning_vssl.") else None
+
+
+def _in_worker(text: str) -> str | None:
+    """Takes the message of an error of this package out of the traceback of a worker process."""
+    found = re.match(r"Caught (\w+) in DataLoader worker process", text)
+    frames = re.findall(r'^  File "([^"]*)", line', text, re.MULTILINE)
+    ours = bool(frames) and "lightning_vssl" in Path(frames[-1]).parts
+    if found is None or found.group(1) not in _WORKER_ERRORS or not ours:
         return None
-    known = isinstance(error, ValueError | OSError) or type(error).__name__ == "UnreadableVideo"
-    return str(error) if known else None
+    return re.split(rf"^(?:[\w.]+\.)?{found.group(1)}: ", text, flags=re.MULTILINE)[-1].strip()
 
 
 def packaged_recipes() -> Path:
