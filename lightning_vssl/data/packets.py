@@ -310,6 +310,8 @@ def _coded_order(kinds: list[str]) -> Indices | None:
 
     None if a B picture comes before both its references, as it is then not shown.
     """
+    if "B" not in kinds:
+        return np.arange(len(kinds))
     order: list[int] = []
     held = -1
     references = 0
