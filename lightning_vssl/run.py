@@ -30,6 +30,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 import lightning_vssl
 from lightning_vssl import callbacks, datamodules, evaluation, methods
 from lightning_vssl.callbacks.progress import progress_bar
+from lightning_vssl.datamodules.base import VideoDataModule
 
 # Settings that belong to the machine: a resumed run may change them without a word.
 _MACHINE = re.compile(
@@ -363,13 +364,18 @@ class RunCLI(LightningCLI):
                 + _afresh(trainer)
             )
             return
-        say(_closing(Path(trainer.default_root_dir), trainer.global_step))
+        say(self._closing(f"Finished at step {trainer.global_step}"))
 
     def after_validate(self) -> None:
         """Says where the numbers lie."""
-        say(_closing(Path(self.trainer.default_root_dir), None))
+        say(self._closing("Done"))
 
     after_test = after_validate
+
+    def _closing(self, done: str) -> str:
+        folder = Path(self.trainer.default_root_dir)
+        videos = self.datamodule.root if isinstance(self.datamodule, VideoDataModule) else None
+        return _closing(f"{done}. In {folder}:", folder, videos)
 
 
 def _refuse_silent_restore(folder: str, subcommand: str, ckpt_path: str | None) -> None:
@@ -390,16 +396,19 @@ _KINDS = (
 )
 
 
-def _closing(folder: Path, step: int | None) -> str:
-    """Lists what lies in a run's folder and the commands that go on from it."""
-    lines = [f"{'Done' if step is None else f'Finished at step {step}'}. In {folder}:"]
+def _closing(title: str, folder: Path, videos: Path | None) -> str:
+    """Lists what lies in a run's folder, where its videos are, and the commands that go on."""
+    lines = [title]
     present = [(name, text) for name, text in _KINDS if (folder / name).exists()]
     present += [(str(p.relative_to(folder)), "picture") for p in sorted(folder.rglob("*.png"))[-3:]]
     lines += [f"  {name:<24} {text}" for name, text in present]
+    lines += [] if videos is None else [f"The videos: {videos}"]
     lines += ["Next:", f"  tensorboard --logdir {folder}"]
     if (folder / "export").is_dir():
-        lines.append(
-            f"  lightning-vssl test --config recipes/eval/retrieval.yaml "
-            f"--model.weights {folder / 'export'} --data.root <folder of UCF-101>"
-        )
+        lines += [
+            "  lightning-vssl test --config recipes/eval/retrieval.yaml --model.backbone null "
+            f"--model.weights {folder / 'export'} --data.root <folder of UCF-101>",
+            "  lightning-vssl fit --config recipes/ctp.yaml --data VideoFolder "
+            "--data.root <folder of your own videos>",
+        ]
     return "\n".join(lines)
