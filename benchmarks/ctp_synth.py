@@ -67,11 +67,46 @@ def load_peer(root: Path) -> type:
     return load("pyvrl.models.pretraining.ctp.ctp_transforms").PatchMask
 
 
+def make_peer(root: Path) -> "PatchMask":  # noqa: F821
+    """The peer's transform in its released configuration, on one thread."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    return load_peer(root)(
+        region_sampler={
+            "scales": [16, 24, 28, 32, 48, 64],
+            "ratios": [0.5, 0.67, 0.75, 1.0, 1.33, 1.50, 2.0],
+            "scale_jitter": 0.18,
+            "num_rois": 3,
+        },
+        key_frame_probs=[0.5, 0.3, 0.2],
+        loc_velocity=3,
+        size_velocity=0.025,
+        label_prob=0.8,
+    )
+
+
 def timed(work: Callable[[], object]) -> float:
     """CPU milliseconds of one call."""
     start = time.process_time()
     work()
     return (time.process_time() - start) * 1e3
+
+
+def check(part: PatchTracks, transform: "PatchMask | None", pixels: np.ndarray) -> None:  # noqa: F821
+    """The work is the same: compares what the trajectories look like before they are timed."""
+    keys = torch.tensor([sample_key(1, 0, i) for i in range(2000)])
+    boxes = part.draw(keys, FRAMES, SIDE, SIDE).boxes.double()
+    ours = float(((boxes[..., :2] + boxes[..., 2:]) / 2).diff(dim=2).abs().mean())
+    print(f"ours: mean centre step {ours:.3f} px a frame")
+    if transform is None:
+        return
+    tracks = [transform.get_transform_param(list(clip))["traj_rois"] for clip in [*pixels] * 60]
+    theirs = np.stack(tracks).astype(float)
+    step = float(np.abs(np.diff((theirs[..., :2] + theirs[..., 2:]) / 2, axis=2)).mean())
+    print(f"theirs: mean centre step {step:.3f} px a frame")
+    if abs(step - ours) > 0.1:
+        raise SystemExit("the two do not draw the same kind of trajectory")
 
 
 def main() -> None:
@@ -101,22 +136,8 @@ def main() -> None:
     contenders["ours, tracks and paste"] = lambda: paste(
         floats, part.draw(key(), FRAMES, SIDE, SIDE)
     )
-    if options.peer:
-        import cv2
-
-        cv2.setNumThreads(1)
-        transform = load_peer(options.peer)(
-            region_sampler={
-                "scales": [16, 24, 28, 32, 48, 64],
-                "ratios": [0.5, 0.67, 0.75, 1.0, 1.33, 1.50, 2.0],
-                "scale_jitter": 0.18,
-                "num_rois": 3,
-            },
-            key_frame_probs=[0.5, 0.3, 0.2],
-            loc_velocity=3,
-            size_velocity=0.025,
-            label_prob=0.8,
-        )
+    transform = make_peer(options.peer) if options.peer else None
+    if transform is not None:
 
         def peer() -> None:
             for clip in pixels:
@@ -125,19 +146,7 @@ def main() -> None:
 
         contenders["microsoft/CtP"] = peer
 
-    # The work is the same: compare what the trajectories look like before timing them.
-    boxes = part.draw(torch.tensor([sample_key(1, 0, i) for i in range(2000)]), FRAMES, SIDE, SIDE)
-    centre = (boxes.boxes[..., :2] + boxes.boxes[..., 2:]).double() / 2
-    print(f"ours: mean centre step {centre.diff(dim=2).abs().mean():.3f} px a frame")
-    if options.peer:
-        tracks = [transform.get_transform_param(list(clip))["traj_rois"] for clip in [*pixels] * 60]
-        theirs = np.stack(tracks).astype(float)
-        middle = (theirs[..., :2] + theirs[..., 2:]) / 2
-        step = float(np.abs(np.diff(middle, axis=2)).mean())
-        print(f"theirs: mean centre step {step:.3f} px a frame")
-        if abs(step - float(centre.diff(dim=2).abs().mean())) > 0.1:
-            raise SystemExit("the two do not draw the same kind of trajectory")
-
+    check(part, transform, pixels)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(3):
         for work in contenders.values():
