@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -131,6 +133,30 @@ def lambda_lr(
         return schedule.factor(step, steps_per_epoch, total_steps)
 
     return LambdaLR(optimizer, factor)
+
+
+def scheduled(
+    optimizer: Optimizer, schedule: Schedule | None, trainer: Trainer
+) -> OptimizerLRScheduler:
+    """What ``configure_optimizers`` returns: the optimiser, with the schedule at every step.
+
+    Args:
+        optimizer: The optimiser.
+        schedule: The factors of its learning rate; None leaves it constant.
+        trainer: The run, which knows how long it is.
+
+    Raises:
+        ValueError: If there is a schedule and the run has no end.
+    """
+    if schedule is None:
+        return optimizer
+    trainer.fit_loop.setup_data()  # counts the batches; does nothing the second time
+    total = trainer.estimated_stepping_batches
+    if math.isinf(total):
+        raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    scheduler = lambda_lr(optimizer, schedule, per_epoch, int(total))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class ParameterGroup(TypedDict):

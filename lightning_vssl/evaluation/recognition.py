@@ -7,7 +7,6 @@ attentive probe is V-JEPA's (Bardes et al., 2024, section 4).
 """
 
 import copy
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.evaluation.base import Batch, Evaluation, Split, pooled
 from lightning_vssl.evaluation.result import as_data
 from lightning_vssl.metrics.accuracy import VideoAccuracy
-from lightning_vssl.optim import Schedule, lambda_lr
+from lightning_vssl.optim import Schedule, scheduled
 
 Averaging = Literal["logits", "softmax"]
 Accuracies = dict[int, list[float]]
@@ -250,20 +249,7 @@ class Recognition(Evaluation):
         Raises:
             ValueError: If there is a schedule but no end of training.
         """
-        optimizer = self.optimizer(self.groups())
-        if self.schedule is None:
-            return optimizer
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise ValueError("a schedule needs an end: set trainer.max_epochs or max_steps")
-        per_epoch = math.ceil(
-            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        )
-        scheduler = lambda_lr(optimizer, self.schedule, per_epoch, int(total))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return scheduled(self.optimizer(self.groups()), self.schedule, self.trainer)
 
     def configure_gradient_clipping(
         self,

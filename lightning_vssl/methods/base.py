@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_vssl.augment.views import Normalise
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import stamp
-from lightning_vssl.optim import Schedule, lambda_lr
+from lightning_vssl.optim import Schedule, scheduled
 
 Batch = dict[str, Tensor]
 
@@ -68,16 +68,7 @@ class Method(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes the optimiser over what requires gradients, and steps the schedule each step."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.schedule is None:
-            return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        batches = int(self.trainer.num_training_batches)
-        steps = max(1, batches // self.trainer.accumulate_grad_batches)
-        scheduler = lambda_lr(optimizer, self.schedule, steps, total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return scheduled(optimizer, self.schedule, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keeps the checkpoint readable with ``weights_only=True`` and ready for export."""
