@@ -23,7 +23,8 @@ LEVELS = (
     {"methods", "evaluation", "datamodules", "callbacks"},
     {"augment", "backbones", "tracking", "curation"},
     {"data", "optim"},
-    {"losses", "metrics", "nn"},
+    {"losses", "metrics"},
+    {"nn"},  # a loss over the global batch stands on the gather
 )
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 NO_LIGHTNING = {"augment", "backbones", "data", "losses", "metrics", "nn"}
