@@ -104,7 +104,7 @@ def test_arrows_point_down(path):
         ("methods", "from lightning_vssl.datamodules.base import X", "methods imports datamodules"),
         ("evaluation", "import lightning_vssl.methods.ctp", "evaluation imports methods"),
         ("data", "def f():\n    from lightning_vssl.augment import views", "data imports augment"),
-        ("losses", "from lightning_vssl.nn.gather import gather", "losses imports nn"),
+        ("nn", "from lightning_vssl.losses.info_nce import nt_xent", "nn imports losses"),
         ("nn", "from lightning.pytorch import Trainer", "nn knows no Lightning"),
         ("nn", "from .gather import gather", "relative import .gather"),
         ("run", "import pytorch_lightning", "does not mix"),
