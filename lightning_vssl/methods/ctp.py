@@ -119,8 +119,11 @@ class CtP(Method):
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
-        """Plays the game on clips that were held back; their patches are the same every time."""
-        outputs = self._step(self.augment(batch))
+        """Plays the game on clips that were held back; their patches are the same every time.
+
+        Where a video has several evaluation clips, on the first.
+        """
+        outputs = self._step(self.augment({**batch, "video": batch["video"][:, :1]}))
         size = len(batch["index"])
         self.log(
             "val/loss", outputs["loss"], batch_size=size, sync_dist=True, add_dataloader_idx=False

@@ -88,3 +88,13 @@ def test_a_2d_backbone_is_refused():
     backbone.dims = 2
     with pytest.raises(ValueError, match="CtP needs a 3-D backbone, got Image"):
         CtP(backbone, nn.Identity(), functools.partial(torch.optim.SGD, lr=0.01))
+
+
+def test_validation_plays_on_the_first_of_several_clips(monkeypatch):
+    method = _small().eval()
+    one = _batch(2)
+    several = {**one, "video": torch.cat([one["video"], one["video"].flip(2)], dim=1)}
+    monkeypatch.setattr(method, "log", lambda *args, **options: None)
+    with torch.no_grad():
+        expected = method.validation_step(one, 0)["loss"]
+        assert torch.equal(method.validation_step(several, 0)["loss"], expected)
