@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -537,14 +535,16 @@ def export_command(checkpoint: str, out: str | None = None, overwrite: bool = Fa
         overwrite: Replace an earlier export in that place.
     """
     report = export(checkpoint, out, overwrite)
-    table = Table(show_header=False, box=None)
-    table.add_row("written", str(report.folder))
-    table.add_row("trained by", report.method)
-    table.add_row("backbone", f"{report.class_path}, {report.parameters / 1e6:.2f} M parameters")
-    table.add_row("heads", ", ".join(report.heads) or "none")
-    table.add_row("sha256", report.sha256)
-    table.add_row("use it", f"load_backbone({str(report.folder)!r}), or --model.weights")
-    Console(soft_wrap=True).print(table)
+    facts = {
+        "written": str(report.folder),
+        "trained by": report.method,
+        "backbone": f"{report.class_path}, {report.parameters / 1e6:.2f} M parameters",
+        "heads": ", ".join(report.heads) or "none",
+        "sha256": report.sha256,
+        "use it": f"load_backbone({str(report.folder)!r}), or --model.weights",
+    }
+    for name, value in facts.items():  # no table: in a narrow terminal it would cut the path
+        print(f"{name:<12}{value}")
 
 
 def _record_of(content: Mapping[str, object]) -> dict[str, object] | None:

@@ -477,7 +477,8 @@ def test_adapters_export_and_reload(tmp_path):
     assert same_weights(load_backbone(report.folder), network)
 
 
-def test_the_command_prints_where_it_wrote(tmp_path, capsys):
+def test_the_command_prints_where_it_wrote(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")  # a narrow terminal cuts nothing off
     file = lightning_checkpoint(tmp_path / "last.ckpt", R3D18(**SMALL))
     export_command(str(file), str(tmp_path / "out"))
     printed = capsys.readouterr().out
