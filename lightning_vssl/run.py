@@ -49,6 +49,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r"You have overridden `on_after_batch_transfer`")
     warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+    # The data modules go on in the middle of an epoch; Lightning only looks at the loader.
+    warnings.filterwarnings("ignore", r"You're resuming from a checkpoint that ended before")
 
 
 @rank_zero_only
