@@ -67,7 +67,7 @@ def load_peer(root: Path) -> type:
     return load("pyvrl.models.pretraining.ctp.ctp_transforms").PatchMask
 
 
-def make_peer(root: Path) -> "PatchMask":  # noqa: F821
+def make_peer(root: Path) -> object:
     """The peer's transform in its released configuration, on one thread."""
     import cv2
 
@@ -93,7 +93,7 @@ def timed(work: Callable[[], object]) -> float:
     return (time.process_time() - start) * 1e3
 
 
-def check(part: PatchTracks, transform: "PatchMask | None", pixels: np.ndarray) -> None:  # noqa: F821
+def check(part: PatchTracks, transform: object, pixels: np.ndarray) -> None:
     """The work is the same: compares what the trajectories look like before they are timed."""
     keys = torch.tensor([sample_key(1, 0, i) for i in range(2000)])
     boxes = part.draw(keys, FRAMES, SIDE, SIDE).boxes.double()

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
 from scipy import stats
 from torch import Tensor, nn
 
@@ -109,7 +110,7 @@ SCALES = (12.0, 16.0, 20.0, 24.0)
 SIGMA = (3.0, 3.0, 0.15, 0.15)
 
 
-def world(options: Options, seed: int, kind: type) -> "Demo":  # noqa: F821
+def world(options: Options, seed: int, kind: type) -> LightningDataModule:
     """The videos of one seed."""
     from lightning_vssl.data.clips import JitteredClip, UniformClips
     from lightning_vssl.data.windows import ScaleCrop, WholeFrame
