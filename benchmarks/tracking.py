@@ -140,6 +140,7 @@ def one_seed(options: argparse.Namespace, train: list[Path], held: list[Path], s
     )
     trainer.fit(method, data)
     data.trainer = None
+    data.prepare_data()
     data.setup("validate")
     method.eval()
     sums: dict[str, list[float]] = {}
