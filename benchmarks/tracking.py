@@ -1,6 +1,6 @@
 """Does CtP learn to follow patches in real video? Against holding the box still.
 
-    python benchmarks/tracking.py DIR_OR_VIDEO [...] --held 6 --seeds 3 --steps 1200
+    python benchmarks/tracking.py DIR_OR_VIDEO [...] --held 6 --seeds 3 --steps 2400
 
 The videos are shrunk once (short side 64) into ``--cache``; some are held back. A small network is
 pretrained on the rest. On the held-back videos, with the same patches for all: the loss and the
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("videos", type=Path, nargs="+", help="videos, or folders of them")
     parser.add_argument("--held", type=int, default=6, help="videos held back")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batches", type=int, default=16, help="held-back batches of 24 clips")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--width", type=int, default=12)
