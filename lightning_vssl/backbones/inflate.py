@@ -10,12 +10,17 @@ This holds where the rest of the two networks agrees, and is not hidden where it
   place. Its batch norms have eps 1e-3 instead of 1e-5 unless it is built with ``norm_eps=1e-5``.
 - `PytorchvideoResNet` with ResNet-50's widths agrees in every part.
 - R(2+1)D has no kernel over time and space to inflate, so it is refused.
+
+ConST-CL's Table 2 inflates VFS (Xu and Wang 2021) to its R3D-50 so. VFS's files name a ResNet-50 as
+mmaction does; its heads are left over.
 """
 
 import re
 from collections.abc import Collection, Mapping
 
 from torch import Tensor
+
+from lightning_vssl.backbones.naming import from_mmaction
 
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(conv\d|bn\d|downsample)(?:\.(\d))?\.(\w+)")
 
@@ -41,8 +46,8 @@ def inflate_kernel(weight: Tensor, time: int) -> Tensor:
 
 
 def is_resnet_2d(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of a 2-D ResNet as torchvision and timm name it."""
-    stem = state.get("conv1.weight")
+    """Whether a state dict is that of a 2-D ResNet as torchvision, timm or mmaction names it."""
+    stem = state.get("conv1.weight", state.get("conv1.conv.weight"))
     return stem is not None and stem.dim() == 4 and any(_BLOCK.match(key) for key in state)
 
 
@@ -79,7 +84,8 @@ def inflate_resnet(
     """Turns the weights of a 2-D ResNet into those of a 3-D one.
 
     Args:
-        state: State dict of a ResNet of torchvision or timm; its classifier is passed through.
+        state: State dict of a ResNet of torchvision, timm or mmaction; its classifier is passed
+            through.
         target: State dict of the 3-D network, which gives names and lengths in time.
         name: What to call the network in an error.
 
@@ -91,8 +97,8 @@ def inflate_resnet(
     """
     if not is_resnet_2d(state):
         raise ValueError(
-            "inflate=True is for the weights of a 2-D ResNet as torchvision or timm name them "
-            f"(conv1.weight, layer1.0.conv1.weight, ...); this file has {_some(state)}"
+            "inflate=True is for the weights of a 2-D ResNet as torchvision, timm or mmaction name "
+            f"them (conv1.weight, layer1.0.conv1.weight, ...); this file has {_some(state)}"
         )
     rename = _pytorchvideo_name if "blocks.0.conv.weight" in target else _torchvision_name
     prefix = "net." if any(key.startswith("net.") for key in target) else ""
@@ -104,7 +110,7 @@ def inflate_resnet(
         )
     inflated: dict[str, Tensor] = {}
     for key, value in state.items():
-        new = prefix + rename(key)
+        new = prefix + rename(from_mmaction(key))
         wanted = target.get(new)
         if value.dim() == 4 and wanted is not None and wanted.dim() == 5:
             value = inflate_kernel(value, wanted.shape[2])

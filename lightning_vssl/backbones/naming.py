@@ -40,6 +40,20 @@ def _from_ctp(key: str) -> str:
     return key
 
 
+_MMACTION_KEY = re.compile(r"((?:layer\d\.\d+\.)?)(conv(\d)|downsample)\.(conv|bn)\.(\w+)")
+
+
+def from_mmaction(key: str) -> str:
+    """Name in torchvision's ResNets of an entry of mmaction's, as xvjiarui/VFS saves them."""
+    found = _MMACTION_KEY.fullmatch(key)
+    if found is None:
+        return key
+    block, layer, number, kind, entry = found.groups()
+    if layer == "downsample":
+        return f"{block}downsample.{'0' if kind == 'conv' else '1'}.{entry}"
+    return f"{block}{'conv' if kind == 'conv' else 'bn'}{number}.{entry}"
+
+
 def _as_it_is(key: str) -> str:
     return key
 
@@ -64,6 +78,7 @@ _NAMINGS: dict[str, Callable[[str], str]] = {
     "TorchvisionVideo's names": _without_net,
     "microsoft/CtP's names": _from_ctp,
     "microsoft/CtP's names, for torchvision's network": _ctp_behind_net,
+    "mmaction's names": from_mmaction,
 }
 
 _WRAPPERS = ("module.",)

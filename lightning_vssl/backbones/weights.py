@@ -30,6 +30,9 @@ from lightning_vssl import __version__
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.inflate import inflate_resnet, is_resnet_2d
 from lightning_vssl.backbones.naming import recognise, unwrap
+from lightning_vssl.backbones.padding import pads_as_tensorflow
+from lightning_vssl.backbones.tensorflow import PIXELS as TENSORFLOW_PIXELS
+from lightning_vssl.backbones.tensorflow import convert, read_npz
 
 BACKBONE_FILE = "backbone.safetensors"
 CONFIG_FILE = "config.json"
@@ -131,9 +134,10 @@ def load_weights(
         backbone: The network. A stride may differ from the one it was trained with; everything
             that has weights must not.
         path: An export folder, a ``.safetensors`` file, a checkpoint of this library, a checkpoint
-            saved by microsoft/CtP, or a plain state dict of the same network in its own or
-            torchvision's names.
-        inflate: Whether the file is a 2-D ResNet's, to be inflated (see
+            saved by microsoft/CtP, a plain state dict of the same network in its own or
+            torchvision's names, or CVRL's TensorFlow release as an ``.npz`` (see
+            `lightning_vssl.backbones.tensorflow`).
+        inflate: Whether the file is a 2-D ResNet's, such as VFS's, to be inflated (see
             `lightning_vssl.backbones.inflate`).
         echo: Whether to print the report, one line.
 
@@ -145,24 +149,58 @@ def load_weights(
         ValueError: If the file cannot be read, or does not fit the backbone; the message says
             which naming was recognised and names what is missing, of another shape or unknown.
     """
-    state, others = _read_state(path)
     target = backbone.state_dict()
-    label = type(backbone).__name__
-    if inflate:
-        renamed, naming = inflate_resnet(state, target, name=label), "2-D ResNet, inflated"
-    else:
-        if backbone.dims == 3 and is_resnet_2d(state):
-            raise ValueError(
-                f"{path} holds a 2-D ResNet, {label} is a network over time and space: set "
-                "inflate=True to repeat its kernels over time, or name a 2-D backbone"
-            )
-        renamed, naming = recognise(state, target)
+    renamed, naming, others = _renamed(backbone, path, inflate)
     report = _match(backbone, renamed, path=str(path), naming=naming, others=others)
     missing = {key: target[key] for key in report.missing}
     backbone.load_state_dict({**{k: renamed[k] for k in target if k in renamed}, **missing})
     if echo:
         print(report)
     return report
+
+
+def _renamed(
+    backbone: Backbone, path: str | Path, inflate: bool
+) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """A file's entries in the backbone's names, the naming they came in, names of the others."""
+    label, target = type(backbone).__name__, backbone.state_dict()
+    if Path(path).suffix == ".npz":
+        return _from_tensorflow(backbone, Path(path), inflate)
+    state, others = _read_state(path)
+    if inflate:
+        return inflate_resnet(state, target, name=label), "2-D ResNet, inflated", others
+    if backbone.dims == 3 and is_resnet_2d(state):
+        raise ValueError(
+            f"{path} holds a 2-D ResNet, {label} is a network over time and space: set "
+            "inflate=True to repeat its kernels over time (for an evaluation: lightning-vssl "
+            f"export {path} --backbone {label} --inflate true), or name a 2-D backbone"
+        )
+    renamed, naming = recognise(state, target)
+    return renamed, naming, others
+
+
+def _from_tensorflow(
+    backbone: Backbone, file: Path, inflate: bool
+) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    if inflate:
+        raise ValueError(f"{file} is read as a 3-D network's: inflate=True is for a 2-D ResNet's")
+    arrays = read_npz(file)
+    try:
+        found = convert(arrays, backbone.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{file} does not fit {type(backbone).__name__}: {error}") from error
+    if not pads_as_tensorflow(backbone):
+        raise ValueError(
+            f"{file} holds weights of TensorFlow, whose strided layers pad (2, 3) where this "
+            f'{type(backbone).__name__} pads (3, 3): build it with padding="tensorflow"'
+        )
+    naming = found.naming
+    if backbone.pixels != TENSORFLOW_PIXELS:
+        naming += (
+            "; CVRL was trained with pixels in [-1, 1], mean and deviation 0.5, this backbone "
+            f"takes {backbone.pixels}"
+        )
+    return found.state, naming, found.others
 
 
 def load_backbone(path: str | Path) -> Backbone:
@@ -190,7 +228,8 @@ def load_backbone(path: str | Path) -> Backbone:
                 f"is not {expected}): the folder was copied in part or mixed; export it again"
             )
     else:
-        record = _record_of(_read_pickle(location))
+        npz = location.suffix == ".npz"
+        record = None if npz else _record_of(_read_pickle(location))
         if record is None:
             raise ValueError(
                 f"{location} does not say which backbone it holds: build the backbone, then "
@@ -467,17 +506,30 @@ def stamp(
 
 
 def export(
-    checkpoint: str | Path, out: str | Path | None = None, overwrite: bool = False
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    *,
+    backbone: Backbone | None = None,
+    inflate: bool = False,
+    method: str | None = None,
 ) -> ExportReport:
     """Writes the backbone of a checkpoint as a folder that needs neither Lightning nor pickle.
 
     The backbone is written in its downstream form (CtP: stride 2 in the last stage). The folder
-    appears whole or not at all.
+    appears whole or not at all. With ``backbone`` the file may be any that `load_weights` reads,
+    such as VFS's ResNet-50 or CVRL's release: evaluations then take the folder like every other.
 
     Args:
-        checkpoint: A checkpoint of any method or evaluation of this library.
-        out: Folder to write; ``export`` in the run's folder if None.
+        checkpoint: A checkpoint of any method or evaluation of this library; anyone's file if
+            ``backbone`` is given.
+        out: Folder to write; ``export`` in the run's folder if None, or, with ``backbone``, the
+            path of the file without its suffix.
         overwrite: Whether an earlier export in that place may be replaced.
+        backbone: The network that the file's weights are for; it is left with them loaded. None
+            takes the one that the checkpoint describes.
+        inflate: Whether the file is a 2-D ResNet's, to be inflated; needs ``backbone``.
+        method: What trained the file, named beside results; needs ``backbone``.
 
     Returns:
         What was written.
@@ -485,17 +537,23 @@ def export(
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         FileExistsError: If the folder exists and ``overwrite`` is False, or it is not an export.
-        ValueError: If the file is not a checkpoint of this library, or is damaged.
+        ValueError: If the file is not a checkpoint of this library, or is damaged; with
+            ``backbone``, if the weights do not fit.
         OSError: If writing fails, for instance on a full disk; nothing is left behind.
     """
     source = Path(checkpoint)
+    if backbone is not None:
+        return _export_foreign(source, out, overwrite, backbone, inflate, method)
+    if inflate or method is not None:
+        raise ValueError("inflate and method are for files of others: name the backbone too")
     content = _read_pickle(source)
     record = _record_of(content)
     state = content.get("state_dict")
     if record is None or not isinstance(state, Mapping):
         raise ValueError(
             f"{source} was not saved by a method or evaluation of this library (it has no export "
-            "record). To use such a file, build the backbone and load_weights(backbone, path)"
+            "record). For such a file name the backbone too: lightning-vssl export "
+            f"{source} --backbone <class>"
         )
     folder = Path(out) if out is not None else _default_out(source)
     _refuse_existing(folder, overwrite)
@@ -507,7 +565,34 @@ def export(
     weights = unwrap(state, str(record.get("prefix", "backbone."))).state
     _match(backbone, weights, path=str(source), naming="this library's")
     heads = _head_weights(_mapping(record, "heads", source), state)
-    method = str(record.get("method"))
+    return _write(folder, backbone, weights, record, content, heads)
+
+
+def _export_foreign(
+    source: Path,
+    out: str | Path | None,
+    overwrite: bool,
+    backbone: Backbone,
+    inflate: bool,
+    method: str | None,
+) -> ExportReport:
+    folder = Path(out) if out is not None else source.with_suffix("")
+    if folder == source:
+        raise ValueError(f"{source} has no suffix to leave out: name the folder to write (out)")
+    _refuse_existing(folder, overwrite)
+    load_weights(backbone, source, inflate=inflate)
+    record = export_record(method or "unknown", backbone)
+    return _write(folder, backbone, backbone.state_dict(), record, {}, {})
+
+
+def _write(
+    folder: Path,
+    backbone: Backbone,
+    weights: Mapping[str, Tensor],
+    record: Mapping[str, object],
+    content: Mapping[str, object],
+    heads: Mapping[str, Tensor],
+) -> ExportReport:
     with _atomic_folder(folder) as temporary:
         _write_safetensors(weights, temporary / BACKBONE_FILE)
         if heads:
@@ -517,24 +602,35 @@ def export(
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
     return ExportReport(
         folder=folder,
-        method=method,
-        class_path=str(config.get("class_path")),
+        method=str(record.get("method")),
+        class_path=str(backbone.config["class_path"]),
         parameters=sum(p.numel() for p in backbone.parameters()),
         sha256=digest,
-        heads=tuple(_mapping(record, "heads", source)),
+        heads=tuple(_mapping(record, "heads", folder)),
     )
 
 
-def export_command(checkpoint: str, out: str | None = None, overwrite: bool = False) -> None:
+def export_command(
+    checkpoint: str,
+    out: str | None = None,
+    overwrite: bool = False,
+    backbone: Backbone | None = None,
+    inflate: bool = False,
+    method: str | None = None,
+) -> None:
     """Writes a checkpoint's backbone as backbone.safetensors and config.json.
 
     Args:
         checkpoint: A checkpoint of any method or evaluation, such as
-            runs/ctp/seed1/checkpoints/last.ckpt.
-        out: Folder to write. Default: "export" in the run's folder.
+            runs/ctp/seed1/checkpoints/last.ckpt; or, with --backbone, weights of others.
+        out: Folder to write. Default: "export" in the run's folder; with --backbone, the path of
+            the file without its suffix.
         overwrite: Replace an earlier export in that place.
+        backbone: The network that weights of others are for, such as PytorchvideoResNet.
+        inflate: The weights are a 2-D ResNet's: repeat its kernels over time.
+        method: What trained the weights of others, named beside results.
     """
-    report = export(checkpoint, out, overwrite)
+    report = export(checkpoint, out, overwrite, backbone=backbone, inflate=inflate, method=method)
     facts = {
         "written": str(report.folder),
         "trained by": report.method,

@@ -5,8 +5,17 @@ from torch import nn
 from torchvision.models import ResNet, resnet18, resnet50
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lightning_vssl.backbones import R3D18, PytorchvideoResNet, R2Plus1D18, load_weights
+from lightning_vssl import cli
+from lightning_vssl.backbones import (
+    R3D18,
+    Backbone,
+    PytorchvideoResNet,
+    R2Plus1D18,
+    export,
+    load_weights,
+)
 from lightning_vssl.backbones.inflate import inflate_kernel, inflate_resnet, is_resnet_2d
+from lightning_vssl.evaluation.base import pretrained
 
 
 def scramble(network: nn.Module) -> nn.Module:
@@ -105,6 +114,101 @@ def test_a_2d_file_without_being_asked_is_refused(tmp_path):
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match=r"holds a 2-D ResNet.*set inflate=True"):
         load_weights(R3D18(), tmp_path / "resnet18.pth")
+
+
+def vfs_checkpoint(flat):
+    """What VFS's training leaves in a file: mmaction's names, heads beside the backbone."""
+    state = {}
+    for key, value in flat.state_dict().items():
+        *block, layer, entry = key.split(".")
+        if layer in "01" and block[-1:] == ["downsample"]:
+            layer = "conv" if layer == "0" else "bn"
+        elif layer.startswith(("conv", "bn")):
+            kind = layer.rstrip("0123456789")
+            layer = f"conv{layer.removeprefix(kind)}.{kind}"
+        else:
+            continue  # no classifier
+        state[".".join(["backbone", *block, layer, entry])] = value
+    state["img_head.projection_fcs.0.weight"] = torch.rand(8, 8)
+    state["img_head.predictor_fcs.3.bias"] = torch.rand(8)
+    return {"meta": {"epoch": 100, "seed": 0, "env_info": "torch"}, "state_dict": state}
+
+
+@torch.no_grad()
+def test_vfs_inflates_and_a_still_video_gives_its_response(tmp_path):
+    torch.manual_seed(0)
+    flat = scramble(ResNet(Bottleneck, [1, 1, 1, 1])).double()
+    content = vfs_checkpoint(flat)
+    names = set(content["state_dict"])
+    for name in ("conv1.conv.weight", "conv1.bn.running_var", "layer1.0.conv3.conv.weight"):
+        assert f"backbone.{name}" in names
+    assert "backbone.layer2.0.downsample.bn.weight" in names
+    torch.save(content, tmp_path / "vfs.pth")
+    solid = PytorchvideoResNet(depth=(1, 1, 1, 1)).eval().double()  # stem: kernel 5, stride 2
+    report = load_weights(solid, tmp_path / "vfs.pth", inflate=True, echo=False)
+    assert (report.loaded, report.missing) == (report.total, ())
+    assert report.unexpected == (
+        "img_head.projection_fcs.0.weight",
+        "img_head.predictor_fcs.3.bias",
+    )
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    out = solid(image[:, :, None].expand(-1, -1, 16, -1, -1))
+    expected = maps_2d(flat, image)
+    assert expected.abs().max() > 0.1
+    # Zeros reach one step in from the stem, and one from each of two blocks with kernel 3.
+    for step in (3, 4):
+        torch.testing.assert_close(out[:, :, step], expected, rtol=0, atol=1e-10)
+    assert (out[:, :, 0] - expected).abs().max() > 1e-2
+
+
+def test_vfs_loads_into_a_2d_network_as_it_is(tmp_path):
+    class Flat(Backbone):
+        def __init__(self):
+            super().__init__(channels={"all": 2048}, strides={"all": (1, 32)}, init_args={}, dims=2)
+            network = ResNet(Bottleneck, [1, 1, 1, 1])
+            del network.fc
+            for name, child in network.named_children():
+                self.add_module(name, child)
+
+        def stage(self, name, x):
+            return maps_2d(self, x)
+
+    flat = scramble(ResNet(Bottleneck, [1, 1, 1, 1]))
+    torch.save(vfs_checkpoint(flat), tmp_path / "vfs.pth")
+    loaded = Flat().eval()
+    report = load_weights(loaded, tmp_path / "vfs.pth", echo=False)
+    assert (report.naming, report.missing) == ("mmaction's names", ())
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(loaded(image), maps_2d(flat, image))
+
+
+def test_vfs_is_exported_once_and_evaluated_like_any_other(tmp_path, capsys):
+    flat = scramble(ResNet(Bottleneck, [1, 1, 1, 1]))
+    torch.save(vfs_checkpoint(flat), tmp_path / "vfs.pth")
+    with pytest.raises(ValueError, match=r"export .*vfs\.pth --backbone .* --inflate true"):
+        load_weights(PytorchvideoResNet(depth=(1, 1, 1, 1)), tmp_path / "vfs.pth")
+    cli.main(
+        [
+            *("export", str(tmp_path / "vfs.pth"), "--inflate=true", "--method=VFS"),
+            *("--backbone=PytorchvideoResNet", "--backbone.depth=[1,1,1,1]"),
+        ]
+    )
+    folder = tmp_path / "vfs"
+    assert "left over: img_head (2)" in capsys.readouterr().out
+    found = pretrained(None, str(folder))
+    assert found.method == "VFS"
+    solid = PytorchvideoResNet(depth=(1, 1, 1, 1))
+    load_weights(solid, tmp_path / "vfs.pth", inflate=True, echo=False)
+    assert all(
+        torch.equal(v, found.backbone.state_dict()[k]) for k, v in solid.state_dict().items()
+    )
+    with pytest.raises(FileExistsError):
+        export(tmp_path / "vfs.pth", backbone=solid, inflate=True)
+    export(tmp_path / "vfs.pth", backbone=solid, inflate=True, overwrite=True)
+    with pytest.raises(ValueError, match="name the backbone too"):
+        export(tmp_path / "vfs.pth", inflate=True)
+    with pytest.raises(ValueError, match=r"no export record\).*--backbone"):
+        export(tmp_path / "vfs.pth", tmp_path / "other")
 
 
 def test_what_cannot_be_inflated_is_refused(tmp_path):
