@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_vssl.data.boxes import BoxFile, cut_boxes
 from lightning_vssl.data.clips import Clips
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.manifest import Manifest
@@ -29,7 +30,8 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
     A sample is a dict: ``video`` (V, T, 3, H, W) uint8 RGB; ``crop`` (V, 4) float32, the rectangle
     shown, xyxy in pixels of the video as displayed; ``key`` () int64, where every draw starts;
     ``time`` (V, T) float64, seconds at which the frames are shown; ``index`` () int64, the row
-    delivered; ``replaced`` () bool; ``label`` () int64 where ``labels`` is set.
+    delivered; ``replaced`` () bool; ``label`` () int64 where ``labels`` is set; ``boxes``
+    (V, T, N, 4) float32, xyxy in pixels of ``video``, NaN where missing, where ``boxes`` is given.
 
     It is indexed by (epoch, index), or by index alone for epoch 0. What a sample holds depends on
     the seed, the epoch and the index alone. A window of several crops a clip makes V = clips x
@@ -48,6 +50,11 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         replace: Whether another video stands in for one that breaks: yes in training; no in
             evaluation, where it raises.
         max_unreadable: Share of the rows, in [0, 1], that may break before the run stops.
+        boxes: Regions of the videos, cut by the window as the pixels are.
+        max_missing: Share of the rows, in [0, 1], that may have none there; theirs are NaN.
+
+    Raises:
+        ValueError: If the manifest is empty, a row lacks its label, or too many rows lack boxes.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         labels: bool = False,
         replace: bool = True,
         max_unreadable: float = 0.05,
+        boxes: BoxFile | None = None,
+        max_missing: float = 0.0,
     ) -> None:
         if not len(manifest):
             raise ValueError("the manifest has no video that can be read")
@@ -74,6 +83,10 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         self.labels = labels
         self.replace = replace
         self.max_unreadable = max_unreadable
+        self.boxes = boxes
+        self.unboxed = ""
+        if boxes is not None:
+            self._box_rows, self.unboxed = boxes.covering(manifest, max_missing=max_missing)
         self._broken = torch.zeros(len(manifest), dtype=torch.bool)
         self._broken.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it so
 
@@ -147,15 +160,22 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             info, crops = reader.info, self.window.crops
-            boxes = self.window.sample(info.height, info.width, len(chosen), rng)  # (V, 4)
+            frame = (info.height, info.width)
+            windows = self.window.sample(*frame, len(chosen), rng)  # (V, 4)
             chosen = np.repeat(chosen, crops, axis=0)  # (V, T)
-            pixels, used = reader.read(first + chosen, windows=boxes, size=self.window.shape)
+            pixels, used = reader.read(first + chosen, windows=windows, size=self.window.shape)
         video = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()  # (V, T, 3, H, W)
-        return {
+        shown = np.asarray(times[chosen], np.float64)  # (V, T)
+        sample = {
             "video": video,
             "crop": torch.from_numpy(used),
-            "time": torch.from_numpy(np.asarray(times[chosen], np.float64)),
+            "time": torch.from_numpy(shown),
         }
+        if self.boxes is not None:
+            regions = self.boxes.for_frames(int(self._box_rows[row]), shown)  # (V, T, N, 4)
+            regions = cut_boxes(regions, used, frame, self.window.shape)
+            sample["boxes"] = torch.from_numpy(regions)
+        return sample
 
     def _note(self, row: int, error: UnreadableVideo) -> None:
         """Counts a broken video, logs it the first time, and stops above the limit."""

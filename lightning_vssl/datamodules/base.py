@@ -14,6 +14,7 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_vssl.data.boxes import BoxFile
 from lightning_vssl.data.clips import Clips, JitteredClip, UniformClips
 from lightning_vssl.data.dataset import VideoDataset
 from lightning_vssl.data.manifest import Entry, Manifest, build_manifest, manifest_file, usable
@@ -35,8 +36,9 @@ class VideoDataModule(LightningDataModule):
     """Videos of one dataset as batches; a dataset adds `entries` and nothing else.
 
     Batches are dicts of tensors on the CPU, `VideoDataset`'s samples stacked: ``video``
-    (B, V, T, 3, H, W) uint8, ``crop``, ``key``, ``time``, ``index``, ``replaced``, and ``label``
-    where every video of the split has one. Views are made by the method, on the accelerator.
+    (B, V, T, 3, H, W) uint8, ``crop``, ``key``, ``time``, ``index``, ``replaced``, ``label`` where
+    every video of the split has one, and ``boxes`` where a box file is given. Views are made by the
+    method, on the accelerator.
 
     Args:
         root: The dataset's folder.
@@ -55,7 +57,11 @@ class VideoDataModule(LightningDataModule):
             then the test videos (loader 1): for retrieval and k-NN.
         label_fraction: Share of the training videos of each class that are used, in (0, 1].
         video_fraction: Share of the training videos that are used, whatever their class.
-        max_missing: Share of a split's videos, in [0, 1], that may lack their file.
+        boxes: Box file of the videos (`lightning_vssl.data.boxes`), or None: samples then carry
+            ``boxes`` (B, V, T, N, 4), xyxy in pixels of ``video``. An evaluation's videos go
+            without where the file knows none of them.
+        max_missing: Share of a split's videos, in [0, 1], that may lack their file, and, with
+            ``boxes``, of those read that may lack boxes.
         max_unreadable: Share of them, in [0, 1], that may be broken.
         verify: Decode every video in full when it is first listed, so that breaks in the middle
             are known beforehand.
@@ -78,6 +84,7 @@ class VideoDataModule(LightningDataModule):
         gallery: bool = False,
         label_fraction: float = 1.0,
         video_fraction: float = 1.0,
+        boxes: Path | None = None,
         max_missing: float = 0.25,
         max_unreadable: float = 0.05,
         verify: bool = False,
@@ -103,11 +110,13 @@ class VideoDataModule(LightningDataModule):
         self.gallery = gallery
         self.label_fraction = label_fraction
         self.video_fraction = video_fraction
+        self.boxes = None if boxes is None else Path(boxes).expanduser()
         self.max_missing = max_missing
         self.max_unreadable = max_unreadable
         self.verify = verify
         self.manifests: dict[Split, Manifest] = {}
         self._classes: tuple[str, ...] = ()
+        self._box_file: BoxFile | None = None
         self._train_set: VideoDataset | None = None
         self._sampler: KeyedSampler | None = None
         self._resume: tuple[int, int] | None = None
@@ -142,6 +151,8 @@ class VideoDataModule(LightningDataModule):
                 build_manifest(
                     entries, self.root, classes, cache_dir=self.cache_dir, verify=self.verify
                 )
+        if self.boxes is not None:
+            BoxFile(self.boxes, cache_dir=self.cache_dir)
 
     def setup(self, stage: str) -> None:
         """Loads the manifests of the splits in use.
@@ -152,6 +163,8 @@ class VideoDataModule(LightningDataModule):
         self._resume = None
         for split in self._splits(stage):
             self.manifest(split)
+        if self.boxes is not None:
+            self._box_file = BoxFile(self.boxes, cache_dir=self.cache_dir)
         train = self.manifests.get("train")
         if train is not None and stage == "fit":
             self._train_set = VideoDataset(
@@ -161,7 +174,10 @@ class VideoDataModule(LightningDataModule):
                 seed=self.seed,
                 labels=_labelled(train),
                 max_unreadable=self.max_unreadable,
+                boxes=self._box_file,
+                max_missing=self.max_missing,
             )
+            self._warn(self._train_set.unboxed)
 
     def manifest(self, split: Split) -> Manifest:
         """The videos of a split that can be read; row i is ``index`` i of a batch.
@@ -348,8 +364,22 @@ class VideoDataModule(LightningDataModule):
             seed=self.seed,
             labels=_labelled(manifest),
             replace=False,
+            boxes=self._boxes_of(manifest),
+            max_missing=self.max_missing,
         )
+        self._warn(dataset.unboxed)
         return self._loader(dataset, self._local(self.eval_batch_size, "eval_batch_size"), None)
+
+    def _boxes_of(self, manifest: Manifest) -> BoxFile | None:
+        """The box file, if it knows any of an evaluation's videos."""
+        found = self._box_file
+        if found is None or (found.find(manifest) < 0).all():
+            return None
+        return found
+
+    def _warn(self, text: str) -> None:
+        if text and (self.trainer is None or self.trainer.is_global_zero):
+            _log.warning(text)
 
     def _loader(self, dataset: VideoDataset, batch: int, sampler: KeyedSampler | None) -> Loader:
         """A loader; without a sampler in order and to the last sample."""

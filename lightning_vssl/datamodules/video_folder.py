@@ -51,7 +51,8 @@ class VideoFolder(VideoDataModule):
         gallery: In tests, walk the training videos first, then the test videos.
         label_fraction: Share of the training videos of each class that are used.
         video_fraction: Share of the training videos that are used, whatever their class.
-        max_missing: Share of a split's videos that may lack their file.
+        boxes: Box file of the videos, which samples then carry; see `VideoDataModule`.
+        max_missing: Share of a split's videos that may lack their file, or their boxes.
         max_unreadable: Share of them that may be broken.
         verify: Decode every video in full when it is first listed.
     """
@@ -78,6 +79,7 @@ class VideoFolder(VideoDataModule):
         gallery: bool = False,
         label_fraction: float = 1.0,
         video_fraction: float = 1.0,
+        boxes: Path | None = None,
         max_missing: float = 0.25,
         max_unreadable: float = 0.05,
         verify: bool = False,
@@ -97,6 +99,7 @@ class VideoFolder(VideoDataModule):
             gallery=gallery,
             label_fraction=label_fraction,
             video_fraction=video_fraction,
+            boxes=boxes,
             max_missing=max_missing,
             max_unreadable=max_unreadable,
             verify=verify,
