@@ -1,6 +1,6 @@
 """Does pretraining help? CtP on the built-in videos, against every cheap explanation.
 
-    python benchmarks/learning.py --seeds 5 --steps 800
+    python benchmarks/learning.py --seeds 5 --steps 1200
 
 For each seed: a world of videos of its own, a small network pretrained on it, and the same network
 pretrained with the trajectories permuted between the clips of a batch (the control, which must not
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--videos", type=int, default=1000, help="a quarter of them held out")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=24)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -160,10 +160,13 @@ def scheduled(
 
 
 class ParameterGroup(TypedDict):
-    """What torch's optimisers take as one group."""
+    """What torch's optimisers take as one group; without a decay, the optimiser's own holds."""
 
     params: list[nn.Parameter]
-    weight_decay: float
+    weight_decay: NotRequired[float]
+
+
+Decay = Literal["all", "kernels"]
 
 
 _NORMS = (
@@ -174,29 +177,24 @@ _NORMS = (
 )
 
 
-def parameter_groups(
-    module: nn.Module,
-    weight_decay: float,
-    skip: Literal["none", "norm_and_bias"] = "norm_and_bias",
-) -> list[ParameterGroup]:
+def parameter_groups(module: nn.Module, decay: Decay = "kernels") -> list[ParameterGroup]:
     """Splits a module's trainable parameters into those with and those without weight decay.
 
     Args:
         module: The module.
-        weight_decay: Decay of the first group.
-        skip: ``norm_and_bias`` gives every bias and every parameter of a normalisation layer a
-            decay of 0; ``none`` decays everything.
+        decay: ``kernels`` gives every bias and every parameter of a normalisation layer a weight
+            decay of 0; ``all`` leaves everything to the optimiser's own.
 
     Returns:
         One or two groups, each parameter once, in the module's order; an empty group is left out.
 
     Raises:
-        ValueError: If ``skip`` is neither of the two, or the module has nothing to train.
+        ValueError: If ``decay`` is neither of the two, or the module has nothing to train.
     """
-    if skip not in ("none", "norm_and_bias"):
-        raise ValueError(f"skip must be 'none' or 'norm_and_bias', got {skip!r}")
+    if decay not in ("all", "kernels"):
+        raise ValueError(f"decay must be 'all' or 'kernels', got {decay!r}")
     spared: set[nn.Parameter] = set()
-    if skip == "norm_and_bias":
+    if decay == "kernels":
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
                 if name.endswith("bias") or isinstance(part, _NORMS):
@@ -204,10 +202,8 @@ def parameter_groups(
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient")
-    decayed = [p for p in trained if p not in spared]
-    plain = [p for p in trained if p in spared]
     groups: list[ParameterGroup] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in trained if p not in spared]},
+        {"params": [p for p in trained if p in spared], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -123,8 +123,9 @@ class Net(nn.Module):
 
 def test_norms_and_biases_are_spared_and_every_parameter_comes_once():
     net = Net()
-    decayed, plain = parameter_groups(net, 1e-4, "norm_and_bias")
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (1e-4, 0.0)
+    decayed, plain = parameter_groups(net, "kernels")
+    assert "weight_decay" not in decayed
+    assert plain["weight_decay"] == 0.0
     weights = [net.scale, net.conv.weight, net.fc.weight, net.out.in_proj_weight]
     weights.append(net.out.out_proj.weight)
     assert {id(p) for p in decayed["params"]} == {id(p) for p in weights}
@@ -132,20 +133,21 @@ def test_norms_and_biases_are_spared_and_every_parameter_comes_once():
     spared += [net.out.in_proj_bias, net.out.out_proj.bias]
     assert {id(p) for p in plain["params"]} == {id(p) for p in spared}
     assert len(decayed["params"]) + len(plain["params"]) == 11
-    torch.optim.SGD([decayed, plain], lr=0.1)
+    optimiser = torch.optim.SGD([decayed, plain], lr=0.1, weight_decay=1e-4)
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [1e-4, 0.0]
 
 
-def test_skip_none_is_one_group():
-    (group,) = parameter_groups(Net(), 5e-4, "none")
-    assert group["weight_decay"] == 5e-4
+def test_decay_on_all_is_one_group():
+    (group,) = parameter_groups(Net(), "all")
+    assert "weight_decay" not in group
     assert len(group["params"]) == 11
 
 
 def test_parameter_groups_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="skip"):
-        parameter_groups(Net(), 0.1, "bias")
+    with pytest.raises(ValueError, match="decay"):
+        parameter_groups(Net(), "bias")
     with pytest.raises(ValueError, match="no parameter"):
-        parameter_groups(nn.ReLU(), 0.1)
+        parameter_groups(nn.ReLU())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ from lightning_vssl.backbones.base import (
     Backbone,
     Pixels,
 )
-from lightning_vssl.backbones.pytorchvideo_video import PytorchvideoNet, PytorchvideoResNet
+from lightning_vssl.backbones.pytorchvideo_video import (
+    PytorchvideoNet,
+    PytorchvideoResNet,
+    YResNet,
+)
 from lightning_vssl.backbones.resnet3d import R3D18, R2Plus1D18
 from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
 from lightning_vssl.backbones.weights import (
@@ -31,6 +35,7 @@ __all__ = [
     "PytorchvideoResNet",
     "R2Plus1D18",
     "TorchvisionVideo",
+    "YResNet",
     "export",
     "load_backbone",
     "load_head",

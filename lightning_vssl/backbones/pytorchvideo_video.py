@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_vssl.backbones.base import IMAGENET_PIXELS, Backbone, Pixels, as_pixels
+from lightning_vssl.nn.recompute import recompute
 
 _Triple = tuple[int, int, int]
 _Quad = tuple[int, int, int, int]
@@ -109,6 +110,9 @@ class PytorchvideoResNet(Backbone):
         strides: Stride in space of each stage.
         dilations: Dilation in space of each stage's 3x3 convolutions.
         pixels: Mean and standard deviation of R, G, B in units of [0, 1].
+        recompute: Whether training forgets the activations inside each residual block and makes
+            them again in the backward pass: a fraction of the memory for a third more arithmetic,
+            with the same gradients. Not part of `config`.
 
     Raises:
         ValueError: If a tuple has the wrong length, a number is below 1 or a kernel is even.
@@ -125,6 +129,7 @@ class PytorchvideoResNet(Backbone):
         strides: _Quad = (1, 2, 2, 2),
         dilations: _Quad = (1, 1, 1, 1),
         pixels: Pixels = IMAGENET_PIXELS,
+        recompute: bool = False,
     ) -> None:
         if width < 1:
             raise ValueError(f"width must be at least 1; got {width}")
@@ -162,14 +167,129 @@ class PytorchvideoResNet(Backbone):
             pixels=pixels,
             classifiers=("blocks.5", "fc"),  # create_resnet's head; that of an inflated ResNet
         )
-        self.blocks = _build(
-            width, depth, stem_kernel, stem_stride, temporal_kernels, strides, dilations
+        self.recompute = recompute
+        self.blocks = _initialised(
+            _stem(width, stem_kernel, stem_stride),
+            *(
+                _stage(number, width, depth, temporal_kernels, strides, dilations)
+                for number in range(4)
+            ),
         )
 
     def stage(self, name: str, x: Tensor) -> Tensor:
         """Runs the block of one stage."""
-        out: Tensor = self.blocks[_STAGES.index(name)](x)
+        return self._run(self.blocks[_STAGES.index(name)], x)
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """Runs a stage, block by block where activations are recomputed."""
+        blocks = stage.res_blocks if hasattr(stage, "res_blocks") else None
+        if isinstance(blocks, nn.ModuleList) and self.recompute and self.training:
+            for block in blocks:
+                x = recompute(block, block, x)
+            return x
+        out: Tensor = stage(x)
         return out
+
+
+Endpoint = Literal["both", "global", "local"]
+
+
+class YResNet(PytorchvideoResNet):
+    """ConST-CL's "Y": a 3-D bottleneck ResNet whose last stage is there twice.
+
+    Yuan et al., CVPR 2022, section 3.4 and Figure 3(c). Both last stages see the map of ``layer3``
+    and start from different weights. The global one learns what a clip shows as a whole and serves
+    clip-level tasks; the local one learns regions and serves localisation and tracking. 51.88 M
+    parameters with both; with one of them, a `PytorchvideoResNet`.
+
+    A file of both may be loaded into the network of either: what belongs to the other is left
+    over. ``layer4`` is the branch chosen, and the global one where there are both.
+
+    Args:
+        endpoint: Which last stages exist: ``both`` to pretrain, ``global`` or ``local`` after.
+            An export says ``global``; an evaluation names the network to take ``local``.
+        width: See `PytorchvideoResNet`, as all that follow.
+        depth: Blocks of the four stages.
+        stem_kernel: Kernel of the stem's convolution (T, H, W), each odd.
+        stem_stride: Its stride (T, H, W).
+        temporal_kernels: Temporal kernel of every block's first convolution, by stage.
+        strides: Stride in space of each stage.
+        dilations: Dilation in space of each stage.
+        pixels: Mean and standard deviation of R, G, B in units of [0, 1].
+        recompute: Whether activations are recomputed in the backward pass.
+
+    Raises:
+        ValueError: As `PytorchvideoResNet`, or if ``endpoint`` is none of the three.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint = "both",
+        width: int = 64,
+        depth: _Quad = (3, 4, 6, 3),
+        stem_kernel: _Triple = (5, 7, 7),
+        stem_stride: _Triple = (2, 2, 2),
+        temporal_kernels: _Quad = (1, 1, 3, 3),
+        strides: _Quad = (1, 2, 2, 2),
+        dilations: _Quad = (1, 1, 1, 1),
+        pixels: Pixels = IMAGENET_PIXELS,
+        recompute: bool = False,
+    ) -> None:
+        if endpoint not in ("both", "global", "local"):
+            raise ValueError(f"endpoint must be both, global or local, got {endpoint!r}")
+        super().__init__(
+            width=width,
+            depth=depth,
+            stem_kernel=stem_kernel,
+            stem_stride=stem_stride,
+            temporal_kernels=temporal_kernels,
+            strides=strides,
+            dilations=dilations,
+            pixels=pixels,
+            recompute=recompute,
+        )
+        self._init_args = {"endpoint": endpoint, **self._init_args}
+        self.endpoint: Endpoint = endpoint
+        if endpoint != "global":
+            stage = _stage(3, width, depth, temporal_kernels, strides, dilations)
+            self.local = _initialised(stage)[0]
+        if endpoint == "local":
+            del self.blocks[_STAGES.index("layer4")]
+            self.classifiers = (*self.classifiers, "blocks.4")
+        elif endpoint == "global":
+            self.classifiers = (*self.classifiers, "local")
+
+    def downstream(self) -> dict[str, object]:
+        """The network of the global branch; its file holds the local one too."""
+        config = self.config
+        init_args = config["init_args"]
+        assert isinstance(init_args, dict)
+        endpoint = "global" if self.endpoint == "both" else self.endpoint
+        return {**config, "init_args": {**init_args, "endpoint": endpoint}}
+
+    def stage(self, name: str, x: Tensor) -> Tensor:
+        """Runs the block of one stage."""
+        if name == "layer4" and self.endpoint == "local":
+            return self._run(self.local, x)
+        return super().stage(name, x)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the trunk once and both last stages on its map.
+
+        Args:
+            x: Normalised clip, (B, C, T, H, W).
+
+        Returns:
+            The global and the local map, (B, num_features, T', H', W') each.
+
+        Raises:
+            ValueError: If the network has one branch only.
+        """
+        if self.endpoint != "both":
+            raise ValueError(f"this network has the {self.endpoint} branch only, not both")
+        trunk = self.features(x, ("layer3",))["layer3"]
+        return self.stage("layer4", trunk), self._run(self.local, trunk)
 
 
 def _check_numbers(name: str, values: Sequence[int], count: int, odd: bool = False) -> None:
@@ -179,48 +299,51 @@ def _check_numbers(name: str, values: Sequence[int], count: int, odd: bool = Fal
         raise ValueError(f"{name} must be {count} {kind}, each at least 1; got {values}")
 
 
-def _build(
+def _stem(width: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:
+    from pytorchvideo.models.stem import create_res_basic_stem
+
+    made: nn.Module = create_res_basic_stem(
+        in_channels=3,
+        out_channels=width,
+        conv_kernel_size=tuple(kernel),
+        conv_stride=tuple(stride),
+        conv_padding=tuple(size // 2 for size in kernel),
+    )
+    return made
+
+
+def _stage(
+    number: int,
     width: int,
     depth: Sequence[int],
-    stem_kernel: Sequence[int],
-    stem_stride: Sequence[int],
     temporal_kernels: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
-) -> nn.ModuleList:
-    """Makes stem and stages; the names and the initial weights are `create_resnet`'s."""
-    from pytorchvideo.models.net import Net
+) -> nn.Module:
+    """One of the four residual stages, from 0."""
     from pytorchvideo.models.resnet import create_bottleneck_block, create_res_stage
-    from pytorchvideo.models.stem import create_res_basic_stem
 
-    blocks = [
-        create_res_basic_stem(
-            in_channels=3,
-            out_channels=width,
-            conv_kernel_size=tuple(stem_kernel),
-            conv_stride=tuple(stem_stride),
-            conv_padding=tuple(size // 2 for size in stem_kernel),
-        )
-    ]
-    channels, inner = width, width
-    for number in range(4):
-        kernel, stride, dilation = temporal_kernels[number], strides[number], dilations[number]
-        blocks.append(
-            create_res_stage(
-                depth=depth[number],
-                dim_in=channels,
-                dim_inner=inner,
-                dim_out=4 * inner,
-                bottleneck=create_bottleneck_block,
-                conv_a_kernel_size=(kernel, 1, 1),
-                conv_a_stride=(1, 1, 1),
-                conv_a_padding=(kernel // 2, 0, 0),
-                conv_b_stride=(1, stride, stride),
-                conv_b_padding=(0, dilation, dilation),
-                conv_b_dilation=(1, dilation, dilation),
-            )
-        )
-        channels, inner = 4 * inner, 2 * inner
-    network = Net(blocks=nn.ModuleList(blocks))  # sets the initial weights
-    made: nn.ModuleList = network.blocks
+    kernel, stride, dilation = temporal_kernels[number], strides[number], dilations[number]
+    inner = width * 2**number
+    made: nn.Module = create_res_stage(
+        depth=depth[number],
+        dim_in=width if number == 0 else 2 * inner,
+        dim_inner=inner,
+        dim_out=4 * inner,
+        bottleneck=create_bottleneck_block,
+        conv_a_kernel_size=(kernel, 1, 1),
+        conv_a_stride=(1, 1, 1),
+        conv_a_padding=(kernel // 2, 0, 0),
+        conv_b_stride=(1, stride, stride),
+        conv_b_padding=(0, dilation, dilation),
+        conv_b_dilation=(1, dilation, dilation),
+    )
+    return made
+
+
+def _initialised(*blocks: nn.Module) -> nn.ModuleList:
+    """Sets the initial weights; they are `create_resnet`'s."""
+    from pytorchvideo.models.net import Net
+
+    made: nn.ModuleList = Net(blocks=nn.ModuleList(blocks)).blocks
     return made

@@ -1,6 +1,7 @@
 """What every method shares: where views are made, the optimiser, what a checkpoint carries."""
 
-from typing import cast
+import logging
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,9 +13,18 @@ from torch import Tensor, nn
 from lightning_vssl.augment.views import Normalise
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import stamp
-from lightning_vssl.optim import Schedule, scheduled
+from lightning_vssl.optim import Decay, Schedule, parameter_groups, scheduled
 
 Batch = dict[str, Tensor]
+
+_log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class HasBatchSize(Protocol):
+    """A data module that knows how many samples a step takes over all processes."""
+
+    batch_size: int
 
 
 class Method(LightningModule):
@@ -28,6 +38,12 @@ class Method(LightningModule):
             wants its pixels.
         optimizer: Makes the optimiser from the parameters.
         schedule: Factor of the learning rate at each step; without it, constant.
+        decay: Whether the optimiser's weight decay falls on ``all`` parameters or on ``kernels``
+            alone, not on biases and norms.
+        lr_batch: Batch that the optimiser's learning rate is meant for: it is scaled linearly to
+            the run's batch, all processes and accumulated batches counted. None takes it as is.
+        channels_last: Whether the backbone's weights lie channels last in memory, and its maps
+            with them, which suits convolutions in half precision.
     """
 
     heads: tuple[str, ...] = ()  # modules that an evaluation uses: exported beside the backbone
@@ -39,13 +55,23 @@ class Method(LightningModule):
         optimizer: OptimizerCallable,
         schedule: Schedule | None = None,
         view: nn.Module | None = None,
+        decay: Decay = "all",
+        lr_batch: int | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
+        if lr_batch is not None and lr_batch < 1:
+            raise ValueError(f"lr_batch must be null or at least 1, got {lr_batch}")
+        if channels_last:
+            formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+            backbone.to(memory_format=formats[backbone.dims])  # type: ignore[call-overload]
         self.backbone = backbone
         self.augment = augment
         self.view = view if view is not None else Normalise(*backbone.pixels)
         self.optimizer = optimizer
         self.schedule = schedule
+        self.decay: Decay = decay
+        self.lr_batch = lr_batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Makes the views: augmented ones in training, the plain view otherwise."""
@@ -66,8 +92,25 @@ class Method(LightningModule):
             progress.increment_started()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Makes the optimiser over what requires gradients, and steps the schedule each step."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        """Makes the optimiser over what requires gradients, and steps the schedule each step.
+
+        Raises:
+            ValueError: If the rate is to be scaled and the data module does not tell its batch.
+        """
+        optimizer = self.optimizer(parameter_groups(self, self.decay))
+        if self.lr_batch is not None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if not isinstance(data, HasBatchSize):
+                raise ValueError(
+                    "lr_batch needs a data module with a batch_size; or set it to null"
+                )
+            batch = data.batch_size * self.trainer.accumulate_grad_batches
+            for group in optimizer.param_groups:
+                group["lr"] *= batch / self.lr_batch
+            rate = optimizer.param_groups[0]["lr"]
+            _log.info(
+                "learning rate %g for a batch of %d (lr_batch %d)", rate, batch, self.lr_batch
+            )
         return scheduled(optimizer, self.schedule, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
