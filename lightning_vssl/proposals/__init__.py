@@ -1,0 +1,1 @@
+"""Which regions of a frame are looked at: superpixels, segments, detections."""
