@@ -7,6 +7,7 @@ have the same sizes; with an even n they are sampled one pixel apart at every st
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,16 @@ def same_padding(network: nn.Module) -> None:
         for name, layer in list(parent.named_children()):
             if not _matters(layer):
                 continue
+            _refuse_even(layer)
             if isinstance(layer, nn.Conv3d) and not isinstance(layer, SameConv3d):
                 setattr(parent, name, _same_conv(layer))
             elif isinstance(layer, nn.MaxPool3d) and not isinstance(layer, SameMaxPool3d):
                 setattr(parent, name, _same_pool(layer))
+
+
+def needs_padding(network: nn.Module) -> bool:
+    """Whether there is a layer for which the padding makes a difference."""
+    return any(_matters(layer) for layer in network.modules())
 
 
 def pads_as_tensorflow(network: nn.Module) -> bool:
@@ -106,14 +113,18 @@ def pads_as_tensorflow(network: nn.Module) -> bool:
     )
 
 
-def _matters(layer: nn.Module) -> bool:
+def _matters(layer: nn.Module) -> TypeGuard[nn.Conv3d | nn.MaxPool3d]:
     """Whether 'SAME' and symmetric padding can differ: a kernel above 1 along a strided axis."""
     if not isinstance(layer, nn.Conv3d | nn.MaxPool3d):
         return False
     kernel, stride = _triple(layer.kernel_size), _triple(layer.stride)
-    if any(k % 2 == 0 and s == 1 for k, s in zip(kernel, stride, strict=True)):
-        raise ValueError(f"'SAME' padding is for odd kernels where the stride is 1; got {layer}")
     return any(k > 1 and s > 1 for k, s in zip(kernel, stride, strict=True))
+
+
+def _refuse_even(layer: nn.Conv3d | nn.MaxPool3d) -> None:
+    kernel, stride = _triple(layer.kernel_size), _triple(layer.stride)
+    if any(k % 2 == 0 and s == 1 for k, s in zip(kernel, stride, strict=True)):
+        raise ValueError(f"a kernel must be odd where its stride is 1; got {layer}")
 
 
 def _same_conv(layer: nn.Conv3d) -> SameConv3d:

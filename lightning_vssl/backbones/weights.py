@@ -27,10 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_vssl import __version__
-from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.backbones.base import Backbone, Pixels
 from lightning_vssl.backbones.inflate import inflate_resnet, is_resnet_2d
 from lightning_vssl.backbones.naming import recognise, unwrap
-from lightning_vssl.backbones.padding import pads_as_tensorflow
+from lightning_vssl.backbones.padding import needs_padding, pads_as_tensorflow
 from lightning_vssl.backbones.tensorflow import PIXELS as TENSORFLOW_PIXELS
 from lightning_vssl.backbones.tensorflow import convert, read_npz
 
@@ -166,7 +166,8 @@ def _renamed(
     label, target = type(backbone).__name__, backbone.state_dict()
     if Path(path).suffix == ".npz":
         return _from_tensorflow(backbone, Path(path), inflate)
-    state, others = _read_state(path)
+    file = _read_state(path)
+    state, others = file.state, file.others
     if inflate:
         return inflate_resnet(state, target, name=label), "2-D ResNet, inflated", others
     if backbone.dims == 3 and is_resnet_2d(state):
@@ -175,8 +176,33 @@ def _renamed(
             "inflate=True to repeat its kernels over time (for an evaluation: lightning-vssl "
             f"export {path} --backbone {label} --inflate true), or name a 2-D backbone"
         )
+    _refuse_padding(backbone, str(file.init_args.get("padding", "symmetric")), Path(path))
     renamed, naming = recognise(state, target)
-    return renamed, naming, others
+    return renamed, naming + _other_pixels(backbone, file.init_args.get("pixels")), others
+
+
+def _refuse_padding(backbone: Backbone, trained: str, path: Path) -> None:
+    """Refuses a network that samples its maps at other pixels than the one that was trained."""
+    padded = "tensorflow" if pads_as_tensorflow(backbone) else "symmetric"
+    if padded == trained or not needs_padding(backbone):
+        return
+    raise ValueError(
+        f'{path} is of a network whose strided layers pad as padding="{trained}", this '
+        f'{type(backbone).__name__} pads as "{padded}", which gives other features: build it with '
+        f'padding="{trained}", or let an export name its network (--model.backbone null)'
+    )
+
+
+def _other_pixels(backbone: Backbone, trained: object) -> str:
+    """What to say where a network takes its pixels otherwise than the one that was trained."""
+    if trained is None or trained == _rows(backbone.pixels):
+        return ""
+    return f"; trained with pixels {trained}, this backbone takes {_rows(backbone.pixels)}"
+
+
+def _rows(pixels: Pixels) -> list[list[float]]:
+    """As JSON gives them."""
+    return [list(row) for row in pixels]
 
 
 def _from_tensorflow(
@@ -189,17 +215,8 @@ def _from_tensorflow(
         found = convert(arrays, backbone.state_dict())
     except ValueError as error:
         raise ValueError(f"{file} does not fit {type(backbone).__name__}: {error}") from error
-    if not pads_as_tensorflow(backbone):
-        raise ValueError(
-            f"{file} holds weights of TensorFlow, whose strided layers pad (2, 3) where this "
-            f'{type(backbone).__name__} pads (3, 3): build it with padding="tensorflow"'
-        )
-    naming = found.naming
-    if backbone.pixels != TENSORFLOW_PIXELS:
-        naming += (
-            "; CVRL was trained with pixels in [-1, 1], mean and deviation 0.5, this backbone "
-            f"takes {backbone.pixels}"
-        )
+    _refuse_padding(backbone, "tensorflow", file)
+    naming = found.naming + _other_pixels(backbone, _rows(TENSORFLOW_PIXELS))
     return found.state, naming, found.others
 
 
@@ -306,14 +323,23 @@ def _build(config: object) -> nn.Module:
         raise ValueError(f"{class_path} does not take {dict(init_args)}: {error}") from error
 
 
-def _read_state(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Reads any of the files named in `load_weights`: backbone's entries, names of the others."""
+@dataclass(frozen=True)
+class _File:
+    """Backbone's entries, names of the others, and how the file says its network was built."""
+
+    state: dict[str, Tensor]
+    others: tuple[str, ...]
+    init_args: Mapping[str, object]
+
+
+def _read_state(path: str | Path) -> _File:
+    """Reads any of the files named in `load_weights`."""
     location = Path(path)
     if location.is_dir():
         location = location / BACKBONE_FILE
     if location.suffix == ".safetensors":
         found = unwrap(_read_safetensors(location))
-        return found.state, found.others
+        return _File(found.state, found.others, _init_args(_neighbour(location)))
     content = _read_pickle(location)
     record = _record_of(content)
     prefix = record.get("prefix") if record is not None else None
@@ -327,7 +353,20 @@ def _read_state(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if not state:
         raise ValueError(f"{location} holds no tensors by name; it has {_first(list(entries))}")
     found = unwrap(state, prefix if isinstance(prefix, str) else None)
-    return found.state, found.others
+    return _File(found.state, found.others, _init_args((record or {}).get("downstream")))
+
+
+def _neighbour(file: Path) -> object:
+    """The description of an export beside its weights; None beside anyone else's file."""
+    config = file.with_name(CONFIG_FILE)
+    if file.name != BACKBONE_FILE or not config.is_file():
+        return None
+    return _read_config(file.parent)
+
+
+def _init_args(config: object) -> Mapping[str, object]:
+    found = config.get("init_args") if isinstance(config, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

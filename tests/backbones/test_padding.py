@@ -152,7 +152,7 @@ def test_half_precision_pads_the_pool_with_minus_infinity(dtype):
     [
         (nn.Conv3d(1, 1, 3, 2, padding_mode="reflect"), "pads with zeros"),
         (nn.MaxPool3d(3, 2, ceil_mode=True), "rounds up"),
-        (nn.Conv3d(1, 1, (2, 3, 3), (1, 2, 2)), "odd kernels"),
+        (nn.Conv3d(1, 1, (2, 3, 3), (1, 2, 2)), "must be odd"),
     ],
 )
 def test_layers_that_have_no_same_padding_are_refused(layer, message):

@@ -13,8 +13,11 @@ from torch import nn
 from torchvision.models import get_model, video
 
 from lightning_vssl.backbones import (
+    IMAGENET_PIXELS,
     R3D18,
+    Pixels,
     PytorchvideoNet,
+    PytorchvideoResNet,
     R2Plus1D18,
     TorchvisionVideo,
     export,
@@ -23,6 +26,7 @@ from lightning_vssl.backbones import (
     load_weights,
     sha256,
 )
+from lightning_vssl.backbones.padding import pads_as_tensorflow, same_padding
 from lightning_vssl.backbones.weights import export_command, export_record
 from tests.backbones.official import checkpoint
 
@@ -485,3 +489,46 @@ def test_the_command_prints_where_it_wrote(tmp_path, capsys, monkeypatch):
     assert str(tmp_path / "out") in printed
     assert "CtP" in printed
     assert sha256(tmp_path / "out") in printed
+
+
+# What a file says of its network
+
+
+class Padded(PytorchvideoResNet):
+    """A small R3D-50 that pads as it is told."""
+
+    def __init__(self, padding: str = "symmetric", pixels: Pixels = IMAGENET_PIXELS) -> None:
+        super().__init__(width=4, depth=(1, 1, 1, 1), pixels=pixels)
+        self._init_args = {"padding": padding, "pixels": pixels}
+        if padding == "tensorflow":
+            same_padding(self)
+
+
+@pytest.mark.parametrize("file", ["last.ckpt", "export"])
+@pytest.mark.parametrize(
+    ("here", "there"), [("symmetric", "tensorflow"), ("tensorflow", "symmetric")]
+)
+def test_a_network_that_pads_otherwise_than_the_one_trained_is_refused(here, there, file, tmp_path):
+    lightning_checkpoint(tmp_path / "last.ckpt", Padded(there))
+    export(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=f'build it with padding="{there}".*backbone null'):
+        load_weights(Padded(here), tmp_path / file)
+    load_weights(Padded(there), tmp_path / file)
+    assert pads_as_tensorflow(load_backbone(tmp_path / file)) is (there == "tensorflow")
+
+
+def test_other_pixels_than_those_trained_with_are_said(tmp_path):
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    lightning_checkpoint(tmp_path / "last.ckpt", Padded(pixels=half))
+    export(tmp_path / "last.ckpt")
+    for file in ("last.ckpt", "export"):
+        assert "pixels" not in load_weights(Padded(pixels=half), tmp_path / file).naming
+        said = str(load_weights(Padded(), tmp_path / file))
+        assert "trained with pixels [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], this backbone takes" in said
+
+
+def test_a_config_beside_anyone_elses_file_is_not_read(tmp_path):
+    network = scramble(R3D18(**SMALL))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("not ours")
+    assert load_weights(R3D18(**SMALL), tmp_path / "model.safetensors").missing == ()
