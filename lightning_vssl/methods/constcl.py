@@ -13,6 +13,7 @@ the boxes. What the paper leaves open, or prints otherwise than its authors' cod
 where it matters.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -116,9 +117,11 @@ class ConSTCL(Method):
         self.local_temperature = local_temperature
         self.parts = parts
         self.head = MLP(backbone.num_features, hidden, projection, norm="batch", bias=head_bias)
-        channels = backbone.num_features
+        channels, self.space_stride = backbone.num_features, backbone.stride[1]
         if endpoint == "c4p":
-            channels = backbone.stage_channels[backbone.stages[-2]]
+            trunk = backbone.stages[-2]
+            channels = backbone.stage_channels[trunk]
+            self.space_stride = 2 * backbone.stage_strides[trunk][1]
         self.region_head: MLP | RegionDecoder = (
             RegionDecoder(
                 channels,
@@ -152,93 +155,107 @@ class ConSTCL(Method):
         wide = local if local.dtype == torch.float64 else local.float()
         return whole, F.normalize(wide, dim=1)
 
-    def slices(self, time: Tensor, key: Tensor, frames: int) -> Tensor:
+    def slices(self, time: Tensor, key: Tensor) -> Tensor:
         """Chooses the frame of each view's map that its regions are in (section 4.4).
 
         Args:
             time: When the clips' frames are shown, (B, 2, T) seconds.
             key: Keys of the samples, (B,).
-            frames: Frames T' of a map.
 
         Returns:
-            (B, 2) int64.
+            (B, 2) int64, below the T' frames of a map.
         """
+        stride = self.backbone.stride[0]
+        frames = math.ceil(time.shape[-1] / stride)
         if self.sampling == "centre":
             return torch.full_like(key, frames // 2)[:, None].expand(-1, 2)
         if self.sampling == "random":
             return (uniform(key, 2, _SLICE) * frames).long().clamp(max=frames - 1)
-        stride = -(-time.shape[-1] // frames)
         a, b = time[:, :, ::stride].unbind(1)  # (B, T') each
         gap = (a[:, :, None] - b[:, None]).abs().flatten(1)  # (B, T' * T')
         least = gap <= gap.amin(1, keepdim=True) + 1e-3
         chosen = uniform(key, gap.shape[1], _SLICE).masked_fill(~least, -1).argmax(1)
         return torch.stack([chosen // frames, chosen % frames], dim=1)
 
+    def places(self, batch: Batch, where: Tensor) -> Tensor:
+        """Says where the regions are.
+
+        Args:
+            batch: Holds ``views`` (B, 2, 3, T, H, W) and, unless the regions are voxels, ``boxes``
+                (B, 2, T or 1, N, 4), xyxy in pixels of the views.
+            where: Frames of the maps, (B, 2).
+
+        Returns:
+            (B, 2, N, 4), xyxy as shares of the view; NaN where missing.
+        """
+        height, width = batch["views"].shape[-2:]
+        if self.regions == "voxels":
+            rows, columns = (math.ceil(n / self.space_stride) for n in (height, width))
+            top = torch.arange(rows, device=where.device) / rows
+            left = torch.arange(columns, device=where.device) / columns
+            y, x = torch.meshgrid(top, left, indexing="ij")
+            cells = torch.stack([x, y, x + 1 / columns, y + 1 / rows], dim=-1).view(-1, 4)
+            return cells.expand(*where.shape, -1, -1)
+        boxes = batch["boxes"]
+        frame = (where * self.backbone.stride[0]).clamp(max=boxes.shape[2] - 1)
+        rows = torch.arange(len(boxes), device=boxes.device)[:, None]
+        chosen = boxes[rows, torch.arange(2, device=boxes.device), frame]  # (B, 2, N, 4)
+        return chosen / chosen.new_tensor([width, height, width, height])
+
     def encode(
-        self, views: Tensor, boxes: Tensor, time: Tensor, key: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self, views: Tensor, where: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encodes the two views of some videos.
 
         Args:
             views: Normalised clips, (B, 2, 3, T, H, W).
-            boxes: (B, 2, T or 1, N, 4), xyxy in pixels of the views, NaN where missing; with
-                voxels it is not read.
-            time: (B, 2, T) seconds.
-            key: (B,) int64.
+            where: Frame of each view's map that its regions are in, (B, 2).
+            places: The regions, (B, 2, N, 4), xyxy as shares of the view; NaN where missing.
 
         Returns:
-            Pooled features of the global branch (B, 2, C) and their projections (B, 2, D); of
-            each view's regions, the features h (B, 2, N, C), the predictions z of how they are in
-            the other view (without context, their projections), and whether they exist (B, 2, N).
+            Pooled features of the global branch (B, 2, C) and their projections (B, 2, D); the
+            regions' features h (B, 2, N, C) and the predictions z of how they are in the other
+            view, or without context their projections. Missing regions have any finite values.
         """
-        videos = len(views)
         whole, local = self.maps(views.flatten(0, 1))
         pooled = whole.mean((2, 3, 4))  # (2B, C)
         projected = self.head(pooled)
-        where = self.slices(time, key, local.shape[2])  # (B, 2)
-        places, valid = self._places(boxes, where, views.shape, local.shape)  # (B, 2, N, 4)
-        rows = torch.arange(len(local), device=local.device)
-        frame = local[rows, :, where.flatten()]  # (2B, C, H', W')
+        clip = torch.arange(len(local), device=local.device)
+        frame = local[clip, :, where.flatten()]  # (2B, C, H', W')
+        there = places.isfinite().all(-1, keepdim=True)
+        places = torch.where(there, places, places.new_tensor([0, 0, 1, 1])).flatten(0, 1)
         if self.regions == "voxels":
-            h = frame.flatten(2).transpose(1, 2)
+            h = frame.flatten(2).transpose(1, 2)  # (2B, N, C)
         else:
-            h = pool_regions(frame, places.flatten(0, 1))
-        h = h.view(videos, 2, -1, h.shape[-1])  # (B, 2, N, C)
-        z = self._predict(h, local, places)
-        return pooled.view(videos, 2, -1), projected.view(videos, 2, -1), h, z, valid
-
-    def _places(
-        self, boxes: Tensor, where: Tensor, views: torch.Size, maps: torch.Size
-    ) -> tuple[Tensor, Tensor]:
-        """Boxes of the chosen frames as shares of the view, (B, 2, N, 4), and which exist."""
-        height, width = maps[-2:]
-        if self.regions == "voxels":
-            y, x = (torch.arange(n, device=where.device) / n for n in (height, width))
-            corner = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 2)
-            cell = torch.cat([corner, corner + corner.new_tensor([1 / width, 1 / height])], dim=1)
-            places = cell.expand(*where.shape, -1, -1)
-            return places, torch.ones_like(places[..., 0], dtype=torch.bool)
-        stride = -(-views[3] // maps[2])
-        frame = (where * stride).clamp(max=boxes.shape[2] - 1)  # (B, 2) frame of the clip
-        rows = torch.arange(len(boxes), device=boxes.device)[:, None]
-        chosen = boxes[rows, torch.arange(2, device=boxes.device), frame]  # (B, 2, N, 4)
-        valid = chosen.isfinite().all(-1)
-        places = chosen / chosen.new_tensor([views[5], views[4], views[5], views[4]])
-        return torch.where(valid[..., None], places, places.new_tensor([0, 0, 1, 1])), valid
-
-    def _predict(self, h: Tensor, local: Tensor, places: Tensor) -> Tensor:
-        """Makes z of Eq. 1, 3 or 5, (B, 2, N, D)."""
-        if isinstance(self.region_head, MLP):
-            flat: Tensor = self.region_head(h.flatten(0, 2))
-            return flat.view(*h.shape[:3], -1)
-        frames = context_frames(local.shape[2], self.context_length)
-        context = local[:, :, frames]
-        context = context.view(-1, 2, *context.shape[1:]).flip(1)  # the other view's
-        centres = (places[..., :2] + places[..., 2:]) / 2  # (B, 2, N, 2)
-        made: Tensor = self.region_head(
-            h.flatten(0, 1), context.flatten(0, 1), centres.flatten(0, 1)
+            h = pool_regions(frame, places)
+        z = self.predict(h, local, places)
+        pairs = (len(views), 2)
+        return (
+            pooled.view(*pairs, -1),
+            projected.view(*pairs, -1),
+            h.view(*pairs, *h.shape[1:]),
+            z.view(*pairs, *z.shape[1:]),
         )
-        return made.view_as(h)
+
+    def predict(self, h: Tensor, local: Tensor, places: Tensor) -> Tensor:
+        """Makes z of Eq. 1, 3 or 5.
+
+        Args:
+            h: Regions, (2B, N, C), the two views of a video one after the other.
+            local: Local maps of the same views, (2B, C, T', H', W').
+            places: Where the regions are, (2B, N, 4), xyxy as shares of the view.
+
+        Returns:
+            (2B, N, D).
+        """
+        if isinstance(self.region_head, MLP):
+            flat: Tensor = self.region_head(h.flatten(0, 1))
+            return flat.view(*h.shape[:2], -1)
+        context = local[:, :, context_frames(local.shape[2], self.context_length)]
+        others = context.view(-1, 2, *context.shape[1:]).flip(1).flatten(0, 1)  # the other view's
+        centres = (places[..., :2] + places[..., 2:]) / 2  # (2B, N, 2)
+        made: Tensor = self.region_head(h, others, centres)
+        return made
 
     def local_loss(self, h: Tensor, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The contrast of Eq. 2, 3 or 6, averaged over both directions.
@@ -269,14 +286,12 @@ class ConSTCL(Method):
         return (losses[0] + losses[1]) / 2, torch.stack(pairs, dim=1)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
-        boxes = (
-            batch["boxes"]
-            if self.regions == "boxes"
-            else batch["views"].new_zeros(len(batch["views"]), 2, 1, 1, 4)
+        where = self.slices(batch["time"], batch["key"])
+        places = self.places(batch, where)
+        pooled, projected, h, z = in_parts(
+            self, self.encode, self.parts, batch["views"], where, places
         )
-        pooled, projected, h, z, valid = in_parts(
-            self, self.encode, self.parts, batch["views"], boxes, batch["time"], batch["key"]
-        )
+        valid = places.isfinite().all(-1)  # (B, 2, N)
         whole = nt_xent(projected[:, 0], projected[:, 1], self.temperature)
         local, pairs = self.local_loss(h, z, valid)
         return {
@@ -285,8 +300,9 @@ class ConSTCL(Method):
             "loss_local": local.detach(),
             "regions": valid.float().mean(),
             "views": batch["views"],
-            "boxes": boxes,
+            "places": places,
             "pairs": pairs,
+            "frames": where * self.backbone.stride[0],
             "embedding": pooled[:, 0].detach(),  # (B, C)
         }
 

@@ -9,7 +9,12 @@ import torch
 from PIL import Image
 
 from lightning_vssl.backbones import R3D18
-from lightning_vssl.callbacks.pictures import TrackedPatches, draw_tracks
+from lightning_vssl.callbacks.pictures import (
+    RegionPairs,
+    TrackedPatches,
+    draw_pairs,
+    draw_tracks,
+)
 
 
 def _boxes(*boxes: tuple[float, ...]) -> torch.Tensor:
@@ -56,5 +61,46 @@ def test_callback_writes_the_first_validation_batch(tmp_path: Path):
 
 def test_a_method_that_tracks_nothing_is_named():
     trainer = SimpleNamespace(is_global_zero=True)
-    with pytest.raises(TypeError, match="does not return `predicted`"):
+    with pytest.raises(TypeError, match="does not return `trajectories` and `predicted`"):
         TrackedPatches().on_validation_batch_end(trainer, None, {"loss": 0}, None, 0)
+
+
+def test_partners_have_the_colour_of_their_region():
+    boxes = torch.tensor([[2.0, 2, 10, 10], [16, 16, 28, 28]]).view(1, 1, 2, 4).repeat(1, 2, 1, 1)
+    sheet = np.asarray(
+        draw_pairs(torch.zeros(1, 2, 3, 32, 32), boxes, torch.tensor([[1, 1]]), zoom=4)
+    )
+    left, right = sheet[18:146, 4:132], sheet[18:146, 136:264]
+    one, two = left[8, 20], left[64, 80]
+    assert (one != two).any()
+    assert (right[64, 80] == one).all()  # the region both are paired with: nested
+    assert (right[66, 80] == two).all()
+    assert (right[8, 20] == 150).all()  # no region's partner
+
+
+def test_missing_regions_are_not_drawn():
+    boxes = torch.full((1, 2, 1, 4), torch.nan)
+    sheet = np.asarray(draw_pairs(torch.zeros(1, 2, 3, 16, 16), boxes, torch.zeros(1, 1).long()))
+    assert not sheet[18:34, 4:20].any()
+
+
+def test_region_pairs_shows_the_frame_of_the_regions(tmp_path: Path):
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path))
+    module = SimpleNamespace(
+        backbone=R3D18(width=4, depth=(1, 1, 1, 1), pixels=((0, 0, 0), (1, 1, 1)))
+    )
+    callback = RegionPairs(videos=1)
+    views = torch.zeros(2, 2, 3, 4, 112, 112)
+    views[0, 0, :, 2], views[0, 1, :, 1] = 1.0, 0.5
+    outputs = {
+        "views": views,
+        "places": torch.full((2, 2, 3, 4), torch.nan),
+        "pairs": torch.zeros(2, 2, 3, dtype=torch.int64),
+        "frames": torch.tensor([[2, 1], [0, 0]]),
+    }
+    callback.on_validation_batch_end(trainer, module, outputs, None, 0)
+    callback.on_fit_end(trainer, module)
+    with Image.open(tmp_path / "region_pairs.png") as picture:
+        sheet = np.asarray(picture)
+    assert (sheet[30, 30] == 255).all()
+    assert (sheet[30, 4 + 228 + 30] == 128).all()

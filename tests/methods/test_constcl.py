@@ -41,6 +41,12 @@ def augmented(method: ConSTCL, size: int = 4, dtype: torch.dtype = torch.float64
     return {**made, "views": made["views"].to(dtype)}
 
 
+def asked(method: ConSTCL, made: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which frames and which regions of them."""
+    where = method.slices(made["time"], made["key"])
+    return where, method.places(made, where)
+
+
 def count(method: nn.Module, statistics: bool = True) -> float:
     total = sum(p.numel() for p in method.parameters())
     if statistics:
@@ -60,13 +66,13 @@ def test_table_6(context: int | None, parameters: float, operations: float) -> N
             if context is None
             else ConSTCL(YResNet(), nn.Identity(), SGD, context_length=context)
         ).eval()
-        views, boxes = torch.zeros(1, 2, 3, 16, 224, 224), torch.zeros(1, 2, 1, 8, 4)
-        time, key = torch.zeros(1, 2, 16), torch.zeros(1, dtype=torch.int64)
+        views, places = torch.zeros(1, 2, 3, 16, 224, 224), torch.zeros(1, 2, 8, 4)
+        where = torch.full((1, 2), 4)
         with FlopCounterMode(display=False) as counter:
             if isinstance(method, CVRL):
                 method.encode(views)
             else:
-                method.encode(views, boxes, time, key)
+                method.encode(views, where, places)
     both = counter.get_total_flops() / 2e9
     assert count(method) == pytest.approx(parameters, rel=0.005)
     assert both / 2 == pytest.approx(operations, rel=0.005)
@@ -139,19 +145,27 @@ def test_every_option_trains_every_parameter(options: dict[str, object]) -> None
 def test_dense_loss_takes_every_voxel_of_the_frame() -> None:
     method = small(regions="voxels", context_length=0).double().eval()
     made = augmented(method)
-    _, _, h, _, valid = method.encode(made["views"], made["boxes"], made["time"], made["key"])
+    where, places = asked(method, made)
+    _, _, h, _ = method.encode(made["views"], where, places)
     assert h.shape == (4, 2, 4, 128)  # 2 x 2 voxels
     _, local = method.maps(made["views"][:, 1])
     assert torch.allclose(h[2, 1, 3], local[2, :, 1, 1, 1], atol=1e-12)
-    assert valid.all()
+    assert places[0, 0].tolist() == [
+        [0, 0, 0.5, 0.5],
+        [0.5, 0, 1, 0.5],
+        [0, 0.5, 0.5, 1],
+        [0.5, 0.5, 1, 1],
+    ]
 
 
 def test_gradients_flow_into_targets_and_context() -> None:
     """No stop-gradient anywhere: the local loss of view a alone moves what view b's map is."""
     method = small().double()
     made = augmented(method)
+    where, places = asked(method, made)
     views = made["views"].requires_grad_()
-    _, _, h, z, valid = method.encode(views, made["boxes"], made["time"], made["key"])
+    _, _, h, z = method.encode(views, where, places)
+    valid = torch.ones(4, 2, 3, dtype=torch.bool)
     by_context = torch.autograd.grad(z[:, 0].square().sum(), views, retain_graph=True)[0]
     assert by_context[:, 1].abs().max() > 0
     loss, _ = method.local_loss(torch.stack([h[:, 0].detach(), h[:, 1]], 1), z.detach(), valid)
@@ -172,30 +186,33 @@ def test_nearest_frames(shift: float, expected: object) -> None:
     method = small(sampling="nearest")
     time = torch.arange(8.0).double().expand(200, 2, 8).clone()
     time[:, 1] += shift
-    found = {tuple(row) for row in method.slices(time, batch(200)["key"], 4).tolist()}
+    found = {tuple(row) for row in method.slices(time, batch(200)["key"]).tolist()}
     assert found == (expected if isinstance(expected, set) else {expected})
 
 
 def test_random_frames_are_drawn_from_the_key() -> None:
     method = small(sampling="random")
     keys, time = batch(300)["key"], torch.zeros(300, 2, 8)
-    found = method.slices(time, keys, 4)
-    assert torch.equal(found[7:9], method.slices(time[7:9], keys[7:9], 4))
+    found = method.slices(time, keys)
+    assert torch.equal(found[7:9], method.slices(time[7:9], keys[7:9]))
     assert all(60 <= n <= 90 * 2 for n in found.flatten().bincount().tolist())
     assert (found[:, 0] != found[:, 1]).float().mean() > 0.6
 
 
 def test_boxes_of_the_frame_that_was_chosen() -> None:
-    """Map frame t is clip frame 2 t; missing boxes are left out."""
+    """Map frame t is clip frame 2 t."""
     method = small()
     where = torch.tensor([[0, 3], [2, 1]])
     boxes = torch.arange(8.0)[None, None, :, None, None].expand(2, 2, 8, 3, 4).clone()
     boxes[1, 0, 4, 1] = torch.nan
-    views, maps = torch.Size([2, 2, 3, 8, 64, 32]), torch.Size([4, 5, 4, 2, 1])
-    places, valid = method._places(boxes, where, views, maps)
+    places = method.places({"views": torch.zeros(2, 2, 3, 8, 64, 32), "boxes": boxes}, where)
     assert places[0, 1, 0].tolist() == [6 / 32, 6 / 64, 6 / 32, 6 / 64]
+    valid = places.isfinite().all(-1)
     assert valid.tolist() == [[[True] * 3] * 2, [[True, False, True], [True] * 3]]
-    assert places.isfinite().all()
+    alike = method.places(
+        {"views": torch.zeros(2, 2, 3, 8, 64, 32), "boxes": boxes[:, :, :1]}, where
+    )
+    assert not alike.any()  # one set of boxes for all frames
 
 
 def test_a_video_without_boxes_is_left_out() -> None:
@@ -223,17 +240,14 @@ def test_training_lowers_both_losses() -> None:
     assert history[-1][1] < 0.8 * history[0][1]
     # The context matters: with that of another video the loss is higher.
     method.eval()
+    where, places = asked(method, made)
+    valid = torch.ones(8, 2, 3, dtype=torch.bool)
     with torch.no_grad():
         _, local = method.maps(made["views"].flatten(0, 1))
-        _, _, h, z, valid = method.encode(made["views"], made["boxes"], made["time"], made["key"])
-        places, _ = method._places(
-            made["boxes"], torch.ones(8, 2, dtype=torch.int64), made["views"].shape, local.shape
-        )
+        _, _, h, z = method.encode(made["views"], where, places)
+        foreign = method.predict(h.flatten(0, 1), local.roll(2, 0), places.flatten(0, 1))
         own, _ = method.local_loss(h, z, valid)
-        foreign = method._predict(
-            h, local.view(8, 2, *local.shape[1:]).roll(1, 0).flatten(0, 1), places
-        )
-        other, _ = method.local_loss(h, foreign, valid)
+        other, _ = method.local_loss(h, foreign.view_as(z), valid)
     assert other > own + 0.05
 
 
