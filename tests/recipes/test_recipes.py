@@ -204,10 +204,17 @@ class TestSmall:
             assert all(0 <= number <= 100 for number in result["results"].values())
         else:
             assert (folder / "export" / "backbone.safetensors").is_file()
-            assert (folder / "tracked_patches.png").is_file()
+            assert {p.name for p in folder.glob("*.png")} == set(pictures_of(settings))
         if command == "fit":
             epochs = yaml.safe_load(self.small(recipe).read_text())["trainer"]["max_epochs"]
             check_checkpoint(folder / "checkpoints" / "last.ckpt", steps=2 * epochs)
+
+
+def pictures_of(settings):
+    """Names of the pictures that a recipe's callbacks draw."""
+    drawn = {"TrackedPatches": "tracked_patches.png", "RegionPairs": "region_pairs.png"}
+    kinds = [c["class_path"].rpartition(".")[2] for c in settings["trainer"]["callbacks"]]
+    return [drawn[kind] for kind in kinds if kind in drawn]
 
 
 def check_checkpoint(path, steps):
