@@ -28,9 +28,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 import lightning_vssl
-from lightning_vssl import callbacks, datamodules, evaluation, methods
+from lightning_vssl import callbacks, datamodules, evaluation, jobs, methods, proposals
 from lightning_vssl.callbacks.progress import progress_bar
 from lightning_vssl.datamodules.base import VideoDataModule
+from lightning_vssl.jobs.base import Job
 
 # Settings that belong to the machine: a resumed run may change them without a word.
 _MACHINE = re.compile(
@@ -48,6 +49,8 @@ def _quieten() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r"You have overridden `on_after_batch_transfer`")
+    # A job that is done, or a process of one that has nothing left to do.
+    warnings.filterwarnings("ignore", r"Total length of `DataLoader` across ranks is zero")
     warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
     # The data modules go on in the middle of an epoch; Lightning only looks at the loader.
     warnings.filterwarnings("ignore", r"You're resuming from a checkpoint that ended before")
@@ -280,7 +283,8 @@ class RunCLI(LightningCLI):
     subcommand: Literal["fit", "validate", "test", "predict"]
 
     def __init__(self, args: ArgsType) -> None:
-        for package in (methods, evaluation, datamodules, callbacks):  # for `--model CtP`
+        rooms = (methods, evaluation, jobs, datamodules, callbacks, proposals)
+        for package in rooms:  # for `--model CtP`
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 importlib.import_module(module.name)
         _quieten()
@@ -350,7 +354,9 @@ class RunCLI(LightningCLI):
             [given] if isinstance(given, Logger) else list(given or []) if given is not True else []
         )
         Path(folder).mkdir(parents=True, exist_ok=True)
-        ours = [RunCSVLogger(folder), TensorBoardLogger(folder, name="", version="")]
+        ours: list[Logger] = []
+        if self.subcommand != "predict":  # which logs nothing
+            ours = [RunCSVLogger(folder), TensorBoardLogger(folder, name="", version="")]
         return super().instantiate_trainer(logger=[*ours, *more], **kwargs)
 
     def after_fit(self) -> None:
@@ -373,6 +379,18 @@ class RunCLI(LightningCLI):
         say(self._closing("Done"))
 
     after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Says where a job's file lies, or that other processes still work."""
+        if not isinstance(self.model, Job):
+            return
+        file = self.model.file
+        say(
+            f"Done: {file}"
+            if file.is_file()
+            else f"{file.parent} is not complete: the same command goes on with what is missing "
+            "(other processes of this run may still be at work)"
+        )
 
     def _closing(self, done: str) -> str:
         folder = Path(self.trainer.default_root_dir)

@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lightning_vssl.data.atomic import whole_file
 from lightning_vssl.data.manifest import Manifest, default_cache_dir
 
 Shares = npt.NDArray[np.float32]
@@ -132,6 +133,25 @@ def _row(video: VideoBoxes) -> tuple[object, ...]:
     return video.path, time, count.astype(np.uint16), shares.reshape(-1), video.error
 
 
+def box_metadata(
+    *, source: str, parameters: Mapping[str, object] | None = None
+) -> dict[bytes, bytes]:
+    """Says in a box file's metadata where the boxes come from.
+
+    Args:
+        source: What proposed the boxes, such as ``slic``.
+        parameters: Its settings, plain data.
+
+    Returns:
+        Metadata for the table's schema.
+    """
+    return {
+        _FORMAT_KEY: FORMAT.encode(),
+        _SOURCE_KEY: source.encode(),
+        _PARAMETERS_KEY: json.dumps(dict(parameters or {}), sort_keys=True).encode(),
+    }
+
+
 def write_boxes(
     file: Path,
     table: pa.Table,
@@ -150,21 +170,9 @@ def write_boxes(
     Raises:
         OSError: If the file cannot be written.
     """
-    metadata = {
-        _FORMAT_KEY: FORMAT.encode(),
-        _SOURCE_KEY: source.encode(),
-        _PARAMETERS_KEY: json.dumps(dict(parameters or {}), sort_keys=True).encode(),
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as sink:
-            pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
-            sink.flush()
-            os.fsync(sink.fileno())
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    metadata = box_metadata(source=source, parameters=parameters)
+    with whole_file(file) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
 
 
 def cut_boxes(

@@ -19,6 +19,7 @@ from lightning_vssl.data.clips import Clips, JitteredClip, UniformClips
 from lightning_vssl.data.dataset import VideoDataset
 from lightning_vssl.data.manifest import Entry, Manifest, build_manifest, manifest_file, usable
 from lightning_vssl.data.sampler import KeyedSampler
+from lightning_vssl.data.whole import Record, VideoJob
 from lightning_vssl.data.windows import ScaleCrop, SizeCrop, Windows
 from lightning_vssl.nn.keyed import sample_key
 
@@ -188,14 +189,8 @@ class VideoDataModule(LightningDataModule):
                 those of the training videos.
         """
         if split not in self.manifests:
-            entries, classes = self.entries(split)
-            if not entries:
-                raise ValueError(f"{type(self).__name__} at {self.root} has no {split} videos")
-            file = manifest_file(
-                entries, self.root, classes, cache_dir=self.cache_dir, verify=self.verify
-            )
             manifest = usable(
-                Manifest.load(file),
+                self._listed(split),
                 name=_NAMES[split],
                 max_missing=self.max_missing,
                 max_unreadable=self.max_unreadable,
@@ -205,6 +200,16 @@ class VideoDataModule(LightningDataModule):
             self.manifests[split] = self._fraction(manifest) if split == "train" else manifest
             self._check_classes()
         return self.manifests[split]
+
+    def _listed(self, split: Split) -> Manifest:
+        """All videos of a split, those that cannot be read too."""
+        entries, classes = self.entries(split)
+        if not entries:
+            raise ValueError(f"{type(self).__name__} at {self.root} has no {split} videos")
+        file = manifest_file(
+            entries, self.root, classes, cache_dir=self.cache_dir, verify=self.verify
+        )
+        return Manifest.load(file)
 
     def train_dataloader(self) -> Loader:
         """Training videos in an order that depends on (seed, epoch) alone."""
@@ -235,9 +240,12 @@ class VideoDataModule(LightningDataModule):
         test = self._eval_loader("test")
         return [self.gallery_dataloader(), test] if self.gallery else test
 
-    def predict_dataloader(self) -> Loader | list[Loader]:
-        """As `test_dataloader`."""
-        return self.test_dataloader()
+    def predict_dataloader(self) -> Loader | list[Loader] | DataLoader[Record]:
+        """As `test_dataloader`; for a job, its videos, each of them whole."""
+        job = self._job()
+        if job is None:
+            return self.test_dataloader()
+        return job.video_loader(self._listed(job.split), self.num_workers, self.prefetch_factor)
 
     def state_dict(self) -> dict[str, int]:
         """Where training stands: the epoch, and the samples all processes took from it.
@@ -285,6 +293,11 @@ class VideoDataModule(LightningDataModule):
             return None
         return str(self.trainer.state.fn.value)
 
+    def _job(self) -> VideoJob | None:
+        """The model, where it is one that works on whole videos."""
+        model = None if self.trainer is None else self.trainer.lightning_module
+        return model if isinstance(model, VideoJob) else None
+
     def _splits(self, stage: str | None) -> list[Split]:
         """What a stage reads, of what the dataset has; everything where there is no Trainer."""
         stages: dict[str | None, list[Split]] = {
@@ -295,6 +308,9 @@ class VideoDataModule(LightningDataModule):
             "predict": ["train", "test"] if self.gallery else ["test"],
         }
         splits = stages[stage]
+        job = self._job() if stage == "predict" else None
+        if job is not None:
+            return [job.split]
         unused = self.trainer is not None and self.trainer.limit_val_batches == 0
         if stage == "fit" and (unused or not self.entries("val")[0]):
             splits = ["train"]

@@ -74,6 +74,7 @@ def trainer(ranks: int = 1, rank: int = 0, stage: str = "fit", **more: object) -
         "num_devices": ranks,
         "is_global_zero": rank == 0,
         "limit_val_batches": 1.0,
+        "lightning_module": None,
         "state": SimpleNamespace(fn=SimpleNamespace(value=stage)),
     }
     return SimpleNamespace(**{**known, **more})

@@ -1,0 +1,1 @@
+"""Long preprocessing over whole data sets, run by `lightning-vssl predict`."""
