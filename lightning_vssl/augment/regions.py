@@ -91,12 +91,15 @@ def usable_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 class RegionViews(nn.Module):
     """Views of a batch with the boxes of regions in them.
 
+    Boxes that the batch brings (the data module's ``boxes``) are taken as they are; where it brings
+    none, they are drawn.
+
     Args:
         views: Makes the pixels, and mirrors boxes where it mirrors them.
-        random: Draws the boxes; None takes those of the batch (the data module's ``boxes``).
+        random: Draws boxes where the data has none.
     """
 
-    def __init__(self, views: VideoViews, random: RandomBoxes | None = None) -> None:
+    def __init__(self, views: VideoViews, random: RandomBoxes) -> None:
         super().__init__()
         self.views = views
         self.random = random
@@ -110,24 +113,13 @@ class RegionViews(nn.Module):
         Returns:
             As `VideoViews` returns it, with ``boxes`` (B, V, T or 1, N, 4) in pixels of the views;
             NaN where missing.
-
-        Raises:
-            ValueError: If there are both random boxes and boxes of the data, or neither.
         """
-        if (self.random is None) != ("boxes" in batch):
-            raise ValueError(
-                "the batch brings boxes, and random boxes are asked for as well: set random: null "
-                "or take the data module's boxes out"
-                if self.random is not None
-                else "the batch brings no boxes: give the data module a file of them (boxes: ...; "
-                "recipes/jobs/boxes.yaml makes one), or have them drawn at random"
-            )
         made: dict[str, Tensor | Parameters] = self.views(batch)
         height, width = batch["video"].shape[-2:]
-        if self.random is not None:
-            made["boxes"] = self.random(batch["key"], batch["video"].shape[1], height, width)
-        else:
-            boxes = made["boxes"]
-            assert isinstance(boxes, Tensor)
-            made["boxes"] = usable_boxes(boxes, height, width)
+        boxes = made.get("boxes")
+        made["boxes"] = (
+            usable_boxes(boxes, height, width)
+            if isinstance(boxes, Tensor)
+            else self.random(batch["key"], batch["video"].shape[1], height, width)
+        )
         return made

@@ -50,7 +50,7 @@ def test_boxes_depend_on_the_key_alone_and_differ_by_view() -> None:
 
 def test_boxes_of_the_batch_are_mirrored_with_the_pixels() -> None:
     made_from = {**batch(8), "boxes": torch.tensor([2.0, 3, 12, 20]).expand(8, 2, 4, 5, 4)}
-    made = RegionViews(VideoViews())(made_from)
+    made = RegionViews(VideoViews(), RandomBoxes())(made_from)
     flipped = made["views_params"]["flip"]
     assert 0 < flipped.sum() < 16
     assert torch.equal(made["boxes"][flipped][0, 0, 0], torch.tensor([20.0, 3, 30, 20]))
@@ -77,12 +77,10 @@ def test_bad_boxes_are_cut_or_missing() -> None:
         assert box.isnan().all() if expected is None else box.tolist() == expected, name
 
 
-def test_boxes_must_come_from_one_side() -> None:
-    with pytest.raises(ValueError, match="recipes/jobs/boxes"):
-        RegionViews(VideoViews())(batch())
-    both = {**batch(), "boxes": torch.zeros(3, 2, 4, 5, 4)}
-    with pytest.raises(ValueError, match="random: null"):
-        RegionViews(VideoViews(), RandomBoxes())(both)
+def test_boxes_are_drawn_where_the_batch_brings_none() -> None:
+    made = RegionViews(VideoViews(), RandomBoxes(count=5))(batch())
+    assert made["boxes"].shape == (3, 2, 1, 5, 4)
+    assert torch.equal(made["boxes"], RandomBoxes(count=5)(keys(3), 2, 32, 32))
 
 
 @pytest.mark.parametrize(
