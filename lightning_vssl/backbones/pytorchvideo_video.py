@@ -4,15 +4,18 @@ pytorchvideo is imported where it is used: only a recipe that names one of these
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from lightning_vssl.backbones.base import IMAGENET_PIXELS, Backbone, Pixels, as_pixels
+from lightning_vssl.backbones.padding import same_padding
 from lightning_vssl.nn.recompute import recompute
 
 _Triple = tuple[int, int, int]
 _Quad = tuple[int, int, int, int]
+
+Padding = Literal["symmetric", "tensorflow"]
 
 PytorchvideoName = Literal[
     "slow_r50",
@@ -110,6 +113,8 @@ class PytorchvideoResNet(Backbone):
         strides: Stride in space of each stage.
         dilations: Dilation in space of each stage's 3x3 convolutions.
         pixels: Mean and standard deviation of R, G, B in units of [0, 1].
+        padding: How strided layers pad: alike on both sides, or as TensorFlow's 'SAME', which the
+            weights of CVRL's release need (`lightning_vssl.backbones.padding`).
         recompute: Whether training forgets the activations inside each residual block and makes
             them again in the backward pass: a fraction of the memory for a third more arithmetic,
             with the same gradients. Not part of `config`.
@@ -129,8 +134,11 @@ class PytorchvideoResNet(Backbone):
         strides: _Quad = (1, 2, 2, 2),
         dilations: _Quad = (1, 1, 1, 1),
         pixels: Pixels = IMAGENET_PIXELS,
+        padding: Padding = "symmetric",
         recompute: bool = False,
     ) -> None:
+        if padding not in get_args(Padding):
+            raise ValueError(f"padding must be symmetric or tensorflow, got {padding!r}")
         if width < 1:
             raise ValueError(f"width must be at least 1; got {width}")
         for name, values in {
@@ -163,6 +171,7 @@ class PytorchvideoResNet(Backbone):
                 "strides": tuple(strides),
                 "dilations": tuple(dilations),
                 "pixels": as_pixels(pixels),
+                "padding": padding,
             },
             pixels=pixels,
             classifiers=("blocks.5", "fc"),  # create_resnet's head; that of an inflated ResNet
@@ -175,6 +184,8 @@ class PytorchvideoResNet(Backbone):
                 for number in range(4)
             ),
         )
+        if padding == "tensorflow":
+            same_padding(self)
 
     def stage(self, name: str, x: Tensor) -> Tensor:
         """Runs the block of one stage."""
@@ -216,6 +227,7 @@ class YResNet(PytorchvideoResNet):
         strides: Stride in space of each stage.
         dilations: Dilation in space of each stage.
         pixels: Mean and standard deviation of R, G, B in units of [0, 1].
+        padding: How strided layers pad.
         recompute: Whether activations are recomputed in the backward pass.
 
     Raises:
@@ -234,6 +246,7 @@ class YResNet(PytorchvideoResNet):
         strides: _Quad = (1, 2, 2, 2),
         dilations: _Quad = (1, 1, 1, 1),
         pixels: Pixels = IMAGENET_PIXELS,
+        padding: Padding = "symmetric",
         recompute: bool = False,
     ) -> None:
         if endpoint not in ("both", "global", "local"):
@@ -247,6 +260,7 @@ class YResNet(PytorchvideoResNet):
             strides=strides,
             dilations=dilations,
             pixels=pixels,
+            padding=padding,
             recompute=recompute,
         )
         self._init_args = {"endpoint": endpoint, **self._init_args}
@@ -254,6 +268,8 @@ class YResNet(PytorchvideoResNet):
         if endpoint != "global":
             stage = _stage(3, width, depth, temporal_kernels, strides, dilations)
             self.local = _initialised(stage)[0]
+            if padding == "tensorflow":
+                same_padding(self)
         if endpoint == "local":
             del self.blocks[_STAGES.index("layer4")]
             self.classifiers = (*self.classifiers, "blocks.4")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -93,6 +93,8 @@ def pretrained(backbone: Backbone | None, weights: str | None) -> Pretrained:
 
 def _trained_by(weights: Path) -> str:
     """The method named by an export's config or by a checkpoint of this library."""
+    if weights.suffix == ".npz":  # arrays alone
+        return "unknown"
     if weights.is_dir() or weights.suffix == ".safetensors":
         config = (weights if weights.is_dir() else weights.parent) / CONFIG_FILE
         said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
@@ -100,6 +102,36 @@ def _trained_by(weights: Path) -> str:
         checkpoint = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
         said = checkpoint.get("export", {})
     return str(said.get("method") or "unknown")
+
+
+@runtime_checkable
+class Normalising(Protocol):
+    """Views that end with the mean and the deviation of each channel, (3,)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def check_pixels(augment: nn.Module | None, backbone: Backbone) -> None:
+    """Refuses training clips whose pixels are not those of the network, hence not those of tests.
+
+    Args:
+        augment: Makes the views of training; None or one that does not normalise passes.
+        backbone: The network.
+
+    Raises:
+        ValueError: If the mean or the deviation differs.
+    """
+    if not isinstance(augment, Normalising):
+        return
+    wanted = torch.tensor(backbone.pixels)  # (2, 3)
+    if not torch.allclose(torch.stack([augment.mean, augment.std]).cpu(), wanted, atol=1e-6):
+        mean, std = (list(row) for row in backbone.pixels)
+        raise ValueError(
+            f"augment normalises with mean {augment.mean.tolist()} and std {augment.std.tolist()}, "
+            f"but the network takes mean {mean} and std {std}: give --model.augment.mean '{mean}' "
+            f"--model.augment.std '{std}'"
+        )
 
 
 def pooled(maps: Tensor) -> Tensor:
@@ -133,7 +165,8 @@ class Evaluation(LightningModule):
         paper: The paper's numbers, by the names of the results, in percent; stored beside ours.
 
     Raises:
-        ValueError: If both ``backbone`` and ``weights`` are None, or ``clips_at_once`` is below 1.
+        ValueError: If both ``backbone`` and ``weights`` are None, ``clips_at_once`` is below 1, or
+            ``augment`` normalises otherwise than the network wants.
     """
 
     def __init__(
@@ -151,6 +184,7 @@ class Evaluation(LightningModule):
             raise ValueError(f"clips_at_once must be at least 1 or null, got {clips_at_once}")
         found = pretrained(backbone, weights)
         self.backbone = found.backbone
+        check_pixels(augment, self.backbone)
         self.method = found.method
         self.weights = found.weights
         self.weights_sha256 = found.sha256

@@ -5,9 +5,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lightning_vssl.backbones import R3D18, PytorchvideoResNet, load_backbone, load_weights
-from lightning_vssl.backbones.padding import same_padding
+from lightning_vssl import cli
+from lightning_vssl.backbones import (
+    R3D18,
+    PytorchvideoResNet,
+    YResNet,
+    load_backbone,
+    load_weights,
+)
+from lightning_vssl.backbones.padding import pads_as_tensorflow, same_padding
 from lightning_vssl.backbones.tensorflow import PIXELS, read_npz
+from lightning_vssl.evaluation.base import pretrained
 from tests.backbones.test_weights import same_weights, scramble
 
 DEPTH = (1, 2, 1, 1)
@@ -331,3 +339,37 @@ def test_misuse_is_answered(file):
         load_backbone(file)
     with pytest.raises(ValueError, match="whose place is PytorchvideoResNet"):
         load_weights(R3D18(width=2), file)
+
+
+# The argument padding of the network
+
+
+@pytest.mark.parametrize("kind", [PytorchvideoResNet, YResNet])
+def test_padding_is_an_argument_that_an_export_keeps(kind, file, capsys):
+    source = network()
+    saved(file, by_objects(source.state_dict()))
+    endpoint = ["--backbone.endpoint=global"] if kind is YResNet else []
+    cli.main(
+        [
+            *("export", str(file), "--method=CVRL", f"--backbone={kind.__name__}", *endpoint),
+            *("--backbone.width=4", f"--backbone.depth={list(DEPTH)}"),
+            *("--backbone.padding=tensorflow", f"--backbone.pixels={[list(p) for p in PIXELS]}"),
+        ]
+    )
+    assert "left over: none" in capsys.readouterr().out
+    found = pretrained(None, str(file.with_suffix("")))
+    assert (found.method, found.backbone.pixels) == ("CVRL", PIXELS)
+    clip = torch.rand(1, 3, 8, 32, 32)
+    assert torch.equal(found.backbone(clip), source(clip))
+    if kind is PytorchvideoResNet:
+        same = kind(width=4, depth=DEPTH, padding="tensorflow", pixels=PIXELS)
+        direct = pretrained(same, str(file))  # without exporting it first
+        assert torch.equal(direct.backbone.eval()(clip), source(clip))
+
+
+def test_both_branches_pad_alike():
+    with pytest.raises(ValueError, match="padding must be symmetric or tensorflow"):
+        PytorchvideoResNet(width=4, depth=DEPTH, padding="same")
+    both = YResNet(width=4, depth=DEPTH, padding="tensorflow")
+    assert pads_as_tensorflow(both)
+    assert both.downstream()["init_args"]["padding"] == "tensorflow"
