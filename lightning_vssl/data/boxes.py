@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from lightning_vssl.data.atomic import whole_file
 from lightning_vssl.data.manifest import Manifest, default_cache_dir
 
+Floats = npt.NDArray[np.float64]
 Shares = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 _Message = Callable[[int], str]  # from a position to what is wrong there
@@ -58,6 +59,7 @@ _CACHE = "1"  # layout of the arrays in the cache
 _SLACK = 1e-6  # of a share, for coordinates computed in float32
 _MIN_PIXELS = 2.0  # what must be left of a box in a view
 _NAMED = 10
+_CHUNK = 1 << 20  # boxes checked at a time
 _HOW = "lightning_vssl.data.boxes says what a box file holds, and its write_boxes writes one"
 
 _SCHEMA = pa.schema(
@@ -490,11 +492,13 @@ def _checked(table: pa.Table, file: Path) -> _Flat:
             f"{seconds[i + 1]:.3f} s)"
         ),
     )
-    frame = np.repeat(np.arange(len(seconds)), counts)  # (M,) frame of each box
-    boxes = _as_integers(
-        lists["boxes"][1].reshape(-1, 4),
-        lambda i: f"{file}: {paths[video[frame[i]]]}, {seconds[frame[i]]:.3f} s",
-    )
+    ends = np.cumsum(counts)  # (F,) boxes up to the end of each frame
+
+    def place(box: int) -> str:
+        frame = int(np.searchsorted(ends, box, side="right"))
+        return f"{file}: {paths[video[frame]]}, {seconds[frame]:.3f} s"
+
+    boxes = _as_integers(lists["boxes"][1].reshape(-1, 4), place)
     return _Flat(paths, _errors(table), sizes["time"], seconds.astype(np.float32), counts, boxes)
 
 
@@ -562,30 +566,36 @@ def _refuse(wrong: npt.ArrayLike, say: _Message) -> None:
 
 def _as_integers(boxes: npt.NDArray[np.generic], where: _Message) -> npt.NDArray[np.uint16]:
     """Boxes (M, 4) as uint16, or what is wrong with the first that is wrong."""
-    stored = boxes.dtype == np.uint16
-    shares = boxes.astype(np.float64) / (SCALE if stored else 1)
-    wholes = boxes.astype(np.uint16) if stored else np.zeros(boxes.shape, np.uint16)
-    if not stored:
-        inside = np.nan_to_num(np.clip(shares, 0, 1))
-        wholes = np.round(inside * SCALE).astype(np.uint16)
-    unknown = np.asarray(~np.isfinite(shares).all(axis=1))
-    outside = np.asarray(((shares < -_SLACK) | (shares > 1 + _SLACK)).any(axis=1))
-    turned = np.asarray((shares[:, 2:] < shares[:, :2]).any(axis=1))
-    empty = np.asarray((wholes[:, 2:] <= wholes[:, :2]).any(axis=1))
-    wrong = unknown | outside | turned | empty
-    if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
-        kinds = (
-            (unknown, "is not finite; leave out a box that is missing"),
-            (outside, "reaches outside [0, 1]; coordinates are shares of width and height"),
-            (turned, "is reversed; x0 < x1 and y0 < y1"),
-            (empty, "has no area"),
+    out = np.empty(boxes.shape, np.uint16)
+    for first in range(0, len(boxes), _CHUNK):
+        part = boxes[first : first + _CHUNK]
+        stored = part.dtype == np.uint16
+        shares = part.astype(np.float64) / (SCALE if stored else 1)
+        out[first : first + _CHUNK] = (
+            part if stored else np.round(np.nan_to_num(np.clip(shares, 0, 1)) * SCALE)
         )
-        why = next(text for which, text in kinds if which[first])
-        numbers = ", ".join(f"{value:g}" for value in shares[first])
-        more = f" ({wrong.sum()} of {len(boxes)} boxes are wrong)" if wrong.sum() > 1 else ""
-        raise ValueError(f"{where(first)}: the box ({numbers}) {why}{more}. {_HOW}")
-    return wholes
+        faults = _faults(shares, out[first : first + _CHUNK])
+        wrong = np.flatnonzero(np.any(list(faults.values()), axis=0))
+        if len(wrong):
+            box = int(wrong[0])
+            why = next(text for text, which in faults.items() if which[box])
+            numbers = ", ".join(f"{value:g}" for value in shares[box])
+            more = f" (and {len(wrong) - 1} more boxes are wrong)" if len(wrong) > 1 else ""
+            raise ValueError(f"{where(first + box)}: the box ({numbers}) {why}{more}. {_HOW}")
+    return out
+
+
+def _faults(shares: Floats, wholes: npt.NDArray[np.uint16]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which boxes (M, 4) have which fault."""
+    faults = {
+        "is not finite; leave out a box that is missing": ~np.isfinite(shares),
+        "reaches outside [0, 1]; coordinates are shares of width and height": (
+            (shares < -_SLACK) | (shares > 1 + _SLACK)
+        ),
+        "is reversed; x0 < x1 and y0 < y1": shares[:, 2:] < shares[:, :2],
+        "has no area": wholes[:, 2:] <= wholes[:, :2],
+    }
+    return {text: np.any(which, axis=1) for text, which in faults.items()}
 
 
 def _joined(parts: Sequence[_Flat]) -> _Flat:

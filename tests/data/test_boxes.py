@@ -190,7 +190,9 @@ class TestBadFiles:
 
     def test_several_bad_boxes_are_counted(self, tmp_path):
         own = floats(tmp_path / "own.parquet", boxes=[[*([0.5] * 4), *([NAN] * 4)]])
-        with pytest.raises(ValueError, match=r"0\.000 s.*has no area \(2 of 2 boxes are wrong\)"):
+        with pytest.raises(
+            ValueError, match=r"0\.000 s.*has no area \(and 1 more boxes are wrong\)"
+        ):
             reader(own)
 
     @pytest.mark.parametrize(

@@ -244,6 +244,30 @@ class TestGoingOn:
             cli.main(command(more, whole.parent))
 
 
+AT_ONCE = """
+from lightning_vssl import cli
+
+cli.main()
+"""
+SLOWLY = """
+import time
+
+from lightning_vssl import cli
+from lightning_vssl.jobs.base import Job
+
+step = Job.predict_step
+
+
+def slow(job, batch, batch_idx):
+    time.sleep(1 if batch_idx > 3 else 0)  # one shard, and then time to kill it
+    return step(job, batch, batch_idx)
+
+
+Job.predict_step = slow
+cli.main()
+"""
+
+
 class TestTwoProcesses:
     @pytest.mark.slow
     @pytest.mark.ddp
@@ -252,22 +276,23 @@ class TestTwoProcesses:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment |= {"PYTHONPATH": str(RECIPE.parents[2])}
 
-        def start(*more: str) -> subprocess.Popen[str]:
-            words = [sys.executable, "-m", "lightning_vssl", *command(root, out, *more)]
+        def start(how: str, *more: str) -> subprocess.Popen[str]:
+            (tmp_path / "run.py").write_text(how)
+            words = [sys.executable, str(tmp_path / "run.py"), *command(root, out, *more)]
             pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             return subprocess.Popen(words, env=environment, **pipe)
 
-        process = start()
+        process = start(SLOWLY)
         until = time.monotonic() + 100
         while not list(out.glob("seed0/shards/*.parquet")):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < until
-            time.sleep(0.002)
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         before = {path: path.stat().st_ino for path in out.glob("seed0/shards/0*.parquet")}
-        assert len(before) < 4, "it was not killed in time"
-        process = start("--trainer.devices=2", "--trainer.strategy=ddp")
+        assert len(before) == 1
+        process = start(AT_ONCE, "--trainer.devices=2", "--trainer.strategy=ddp")
         said = process.communicate(timeout=100)[0]
         assert process.returncode == 0, said
         until = time.monotonic() + 20  # the other process may be the last

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lightning_vssl import cli
+from lightning_vssl.data.boxes import BoxFile
 from lightning_vssl.data.synthetic import make_demo
 from lightning_vssl.run import RunCLI, flat
 
@@ -30,7 +31,9 @@ each_recipe = pytest.mark.parametrize("recipe", ALL, ids=name_of)
 
 
 def command_of(recipe):
-    """Whether a recipe is for `fit` or, as an evaluation without training, for `test`."""
+    """Whether a recipe is for `fit`, for `test` (an evaluation without training) or a job."""
+    if name_of(recipe).startswith("jobs/"):
+        return "predict"
     return "test" if name_of(recipe) == "eval/retrieval" else "fit"
 
 
@@ -90,7 +93,8 @@ class TestAsItStands:
         built = configured(recipe, instantiate=True)
         wanted = built.config[command_of(recipe)].model.class_path
         assert type(built.model).__name__ == wanted.rpartition(".")[2]
-        assert sum(p.numel() for p in built.model.parameters()) > 0
+        if command_of(recipe) != "predict":
+            assert sum(p.numel() for p in built.model.parameters()) > 0
 
     @each_recipe
     def test_keeps_its_runs_apart(self, recipe):
@@ -187,6 +191,10 @@ class TestSmall:
         words = ["--config", str(recipe), "--config", str(RECIPES / "overlay" / "cpu.yaml")]
         words += ["--config", str(self.small(recipe)), "--data.root", root]
         words += ["--data.cache_dir", str(tmp_path / "cache")]
+        if command == "predict":
+            cli.main([command, *words])
+            check_job(tmp_path / settings["trainer"]["default_root_dir"] / "seed0")
+            return
         limits = ["--trainer.limit_test_batches=2"]
         if command == "fit":
             limits += ["--trainer.limit_train_batches=2"]
@@ -215,6 +223,13 @@ def pictures_of(settings):
     drawn = {"TrackedPatches": "tracked_patches.png", "RegionPairs": "region_pairs.png"}
     kinds = [c["class_path"].rpartition(".")[2] for c in settings["trainer"]["callbacks"]]
     return [drawn[kind] for kind in kinds if kind in drawn]
+
+
+def check_job(folder):
+    """A job's file is whole, and what it leaves behind is what a training recipe takes."""
+    boxes = BoxFile(folder / "boxes.parquet", cache_dir=folder.parent)
+    assert boxes.videos == 8  # of the sixteen, for training
+    assert boxes.parameters.items() <= json.loads((folder / "job.json").read_text()).items()
 
 
 def check_checkpoint(path, steps):
