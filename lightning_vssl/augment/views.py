@@ -7,6 +7,7 @@ returned, and `replay` makes the same pixels from them again.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,37 @@ class _Normalising(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.mean: Tensor
         self.std: Tensor
+
+
+@runtime_checkable
+class Normalising(Protocol):
+    """Views that end with the mean and the deviation of each channel, (3,)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def check_pixels(augment: nn.Module | None, pixels: tuple[Colour, Colour]) -> None:
+    """Refuses training clips that are normalised otherwise than the network wants its pixels.
+
+    Args:
+        augment: Makes the views of training; what does not normalise passes.
+        pixels: Mean and standard deviation that the network wants.
+
+    Raises:
+        ValueError: If the mean or the deviation differs.
+    """
+    wanted = torch.tensor(pixels)  # (2, 3)
+    for part in augment.modules() if augment is not None else ():
+        if not isinstance(part, Normalising):
+            continue
+        if not torch.allclose(torch.stack([part.mean, part.std]).cpu(), wanted, atol=1e-6):
+            mean, std = (list(row) for row in pixels)
+            raise ValueError(
+                f"augment normalises with mean {part.mean.tolist()} and std {part.std.tolist()}, "
+                f"but the network takes mean {mean} and std {std}: give {type(part).__name__} "
+                f"mean: {mean} and std: {std}, or the backbone these pixels"
+            )
 
 
 class Normalise(_Normalising):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from lightning_vssl import __version__
-from lightning_vssl.augment.views import Normalise
+from lightning_vssl.augment.views import Normalise, check_pixels
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import (
     CONFIG_FILE,
@@ -104,36 +104,6 @@ def _trained_by(weights: Path) -> str:
     return str(said.get("method") or "unknown")
 
 
-@runtime_checkable
-class Normalising(Protocol):
-    """Views that end with the mean and the deviation of each channel, (3,)."""
-
-    mean: Tensor
-    std: Tensor
-
-
-def check_pixels(augment: nn.Module | None, backbone: Backbone) -> None:
-    """Refuses training clips whose pixels are not those of the network, hence not those of tests.
-
-    Args:
-        augment: Makes the views of training; None or one that does not normalise passes.
-        backbone: The network.
-
-    Raises:
-        ValueError: If the mean or the deviation differs.
-    """
-    if not isinstance(augment, Normalising):
-        return
-    wanted = torch.tensor(backbone.pixels)  # (2, 3)
-    if not torch.allclose(torch.stack([augment.mean, augment.std]).cpu(), wanted, atol=1e-6):
-        mean, std = (list(row) for row in backbone.pixels)
-        raise ValueError(
-            f"augment normalises with mean {augment.mean.tolist()} and std {augment.std.tolist()}, "
-            f"but the network takes mean {mean} and std {std}: give --model.augment.mean '{mean}' "
-            f"--model.augment.std '{std}'"
-        )
-
-
 def pooled(maps: Tensor) -> Tensor:
     """Averages feature maps over time and space.
 
@@ -184,7 +154,7 @@ class Evaluation(LightningModule):
             raise ValueError(f"clips_at_once must be at least 1 or null, got {clips_at_once}")
         found = pretrained(backbone, weights)
         self.backbone = found.backbone
-        check_pixels(augment, self.backbone)
+        check_pixels(augment, self.backbone.pixels)
         self.method = found.method
         self.weights = found.weights
         self.weights_sha256 = found.sha256

@@ -10,7 +10,7 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_vssl.augment.views import Normalise
+from lightning_vssl.augment.views import Normalise, check_pixels
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import stamp
 from lightning_vssl.optim import Decay, Schedule, parameter_groups, scheduled
@@ -62,6 +62,7 @@ class Method(LightningModule):
         super().__init__()
         if lr_batch is not None and lr_batch < 1:
             raise ValueError(f"lr_batch must be null or at least 1, got {lr_batch}")
+        check_pixels(augment, backbone.pixels)
         if channels_last:
             formats = {2: torch.channels_last, 3: torch.channels_last_3d}
             backbone.to(memory_format=formats[backbone.dims])  # type: ignore[call-overload]

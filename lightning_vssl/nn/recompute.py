@@ -20,10 +20,10 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms normalise by the batch, as in training, but do not note what they saw."""
     kept: list[tuple[nn.modules.batchnorm._BatchNorm, float | None, Tensor]] = []
     for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
-            if part.num_batches_tracked is not None:
-                kept.append((part, part.momentum, part.num_batches_tracked.clone()))
-                part.momentum = 0.0
+        is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
+        if is_norm and part.num_batches_tracked is not None:
+            kept.append((part, part.momentum, part.num_batches_tracked.clone()))
+            part.momentum = 0.0
     try:
         yield
     finally:
