@@ -20,14 +20,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the top. A room may import any room of a lower level, and none of its own level.
 LEVELS = (
     {"cli", "run", "__main__"},
-    {"methods", "evaluation", "datamodules", "callbacks"},
-    {"augment", "backbones", "tracking", "curation"},
+    {"methods", "evaluation", "jobs", "datamodules", "callbacks"},
+    {"augment", "backbones", "proposals", "tracking", "curation"},
     {"data", "optim"},
     {"losses", "metrics"},
     {"nn"},  # a loss over the global batch stands on the gather
 )
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
-NO_LIGHTNING = {"augment", "backbones", "data", "losses", "metrics", "nn"}
+NO_LIGHTNING = {"augment", "backbones", "proposals", "data", "losses", "metrics", "nn"}
 HOOKS = {"on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"}
 
 

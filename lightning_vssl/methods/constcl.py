@@ -198,8 +198,8 @@ class ConSTCL(Method):
             return cells.expand(*where.shape, -1, -1)
         boxes = batch["boxes"]
         frame = (where * self.backbone.stride[0]).clamp(max=boxes.shape[2] - 1)
-        rows = torch.arange(len(boxes), device=boxes.device)[:, None]
-        chosen = boxes[rows, torch.arange(2, device=boxes.device), frame]  # (B, 2, N, 4)
+        video = torch.arange(len(boxes), device=boxes.device)[:, None]
+        chosen = boxes[video, torch.arange(2, device=boxes.device), frame]  # (B, 2, N, 4)
         return chosen / chosen.new_tensor([width, height, width, height])
 
     def encode(

@@ -18,18 +18,19 @@ Out = TypeVar("Out")
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms normalise by the batch, as in training, but do not note what they saw."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept: list[tuple[nn.modules.batchnorm._BatchNorm, float | None, Tensor]] = []
-    for part in module.modules():
-        is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
-        if is_norm and part.num_batches_tracked is not None:
-            kept.append((part, part.momentum, part.num_batches_tracked.clone()))
-            part.momentum = 0.0
+    for norm in norms:
+        if norm.training and norm.num_batches_tracked is not None:
+            kept.append((norm, norm.momentum, norm.num_batches_tracked.clone()))
+            norm.momentum = 0.0
     try:
         yield
     finally:
         for norm, momentum, count in kept:
             norm.momentum = momentum
-            norm.num_batches_tracked = count
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def recompute(module: nn.Module, function: Callable[..., Out], *inputs: Tensor) -> Out:

@@ -5,7 +5,7 @@ sections 3.2 and 4.1; where the paper is silent, the authors' released configura
 videos, N regions, C channels of the map, T H W its grid, M memory tokens.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,8 @@ class RegionDecoder(nn.Module):
             now = self.when(place.new_zeros(*place.shape[:2], 1).to(x))
             x = torch.cat([x, now, self.where(place.to(x))], dim=-1)
         for layer in self.layers:
-            x = torch.cat([unit(x, memory) for unit in layer], dim=-1)  # (B, N, heads * hidden)
+            units = cast(nn.ModuleList, layer)
+            x = torch.cat([unit(x, memory) for unit in units], dim=-1)  # (B, N, heads * hidden)
         out: Tensor = self.output(x)
         return out
 
