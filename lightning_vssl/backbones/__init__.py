@@ -12,6 +12,7 @@ from lightning_vssl.backbones.pytorchvideo_video import (
     YResNet,
 )
 from lightning_vssl.backbones.resnet3d import R3D18, R2Plus1D18
+from lightning_vssl.backbones.timm_image import TimmNet
 from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
 from lightning_vssl.backbones.weights import (
     ExportReport,
@@ -34,6 +35,7 @@ __all__ = [
     "PytorchvideoNet",
     "PytorchvideoResNet",
     "R2Plus1D18",
+    "TimmNet",
     "TorchvisionVideo",
     "YResNet",
     "export",

@@ -155,11 +155,7 @@ class Backbone(nn.Module, ABC):
                 dimensions.
         """
         self._check(x)
-        unknown = [name for name in stages if name not in self.stages]
-        if unknown or not stages:
-            raise ValueError(
-                f"stages must name at least one of {', '.join(self.stages)}; got {list(stages)}"
-            )
+        self._check_stages(stages)
         found: dict[str, Tensor] = {}
         for name in self.stages:
             x = self.stage(name, x)
@@ -168,6 +164,12 @@ class Backbone(nn.Module, ABC):
             if len(found) == len(set(stages)):
                 break
         return found
+
+    def _check_stages(self, stages: Sequence[str]) -> None:
+        if not stages or any(name not in self.stages for name in stages):
+            raise ValueError(
+                f"stages must name at least one of {', '.join(self.stages)}; got {list(stages)}"
+            )
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != self.dims + 2:

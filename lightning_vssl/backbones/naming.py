@@ -59,8 +59,26 @@ def _as_it_is(key: str) -> str:
 
 
 def _behind_net(key: str) -> str:
-    """Torchvision's own files for `TorchvisionVideo`, which holds the network as ``net``."""
+    """Torchvision's and timm's own files for backbones that hold the network as ``net``."""
     return f"net.{key}"
+
+
+_FLATTENED_KEY = re.compile(r"(features|\w+(?=\.\d+\.))\.(\w+\..*)")
+
+
+def _flattened(key: str) -> str:
+    """Timm's own files for a `TimmNet` whose feature extractor unrolls its outermost lists."""
+    found = _FLATTENED_KEY.fullmatch(key)
+    return f"net.{key}" if found is None else f"net.{found[1]}_{found[2]}"
+
+
+def _behind_model(key: str) -> str:
+    """Timm's own files for a `TimmNet` whose feature extractor holds the network as ``model``."""
+    return f"net.model.{key}"
+
+
+def _mmaction_behind_net(key: str) -> str:
+    return f"net.{from_mmaction(key)}"
 
 
 def _without_net(key: str) -> str:
@@ -75,10 +93,13 @@ def _ctp_behind_net(key: str) -> str:
 _NAMINGS: dict[str, Callable[[str], str]] = {
     "the backbone's own names": _as_it_is,
     "torchvision's names": _behind_net,
+    "timm's names, lists unrolled": _flattened,
+    "timm's names, for a feature extractor": _behind_model,
     "TorchvisionVideo's names": _without_net,
     "microsoft/CtP's names": _from_ctp,
     "microsoft/CtP's names, for torchvision's network": _ctp_behind_net,
     "mmaction's names": from_mmaction,
+    "mmaction's names, for timm's network": _mmaction_behind_net,
 }
 
 _WRAPPERS = ("module.",)

@@ -1,0 +1,278 @@
+"""Image networks of timm behind the backbone contract."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from lightning_vssl.backbones.base import IMAGENET_PIXELS, Backbone, Pixels, as_pixels
+
+_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+# Which modules make each stage, by the names that timm gave them.
+_RESNET: dict[str, tuple[str, ...]] = {
+    "stem": ("conv1", "bn1", "act1", "maxpool"),
+    **{name: (name,) for name in _STAGES[1:]},
+}
+_SWIN: dict[str, tuple[str, ...]] = {
+    "stem": ("patch_embed",),
+    "layer1": ("layers.0",),
+    "layer2": ("layers.1",),
+    "layer3": ("layers.2",),
+    "layer4": ("layers.3", "norm"),
+}
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A network and where its maps lie.
+
+    Attributes:
+        net: The network.
+        channels: Channels by stage.
+        strides: Stride in space by stage.
+        parts: Names of the modules of each stage; empty where only the whole network runs.
+        last: Whether maps come with the channels last.
+        left_out: Names of modules that timm's file has and this network has not.
+    """
+
+    net: nn.Module
+    channels: Mapping[str, int]
+    strides: Mapping[str, int]
+    parts: Mapping[str, tuple[str, ...]]
+    last: bool = False
+    left_out: tuple[str, ...] = ()
+
+
+class TimmNet(Backbone):
+    """A network of timm without its pooling and classifier, over single images.
+
+    VITO's networks are ``resnet50`` (23.51 M parameters) and ``swin_small_patch4_window7_224``
+    (48.84 M). Parameters keep timm's names behind ``net.``;
+    `lightning_vssl.backbones.load_weights` reads timm's own files, and torchvision's and mmaction's
+    of a ResNet.
+
+    Stages: of a ResNet the ``stem`` (up to the max-pool, stride 4) and ``layer1`` to ``layer4``; of
+    a Swin the ``stem`` (patch embedding) and the four stages, each with the patch merging before
+    it, the last with the final norm. A Swin takes images of any size, its attention masks are made
+    for it. Any other network that timm builds with ``features_only`` has the maps that timm offers,
+    named ``layer1``, ``layer2``, ... from the finest to the coarsest, or ``stem`` and ``layer1`` to
+    ``layer4`` where there are five; what lies behind the last of them is left out.
+
+    Args:
+        name: timm's name of the network.
+        width: Channels of the narrowest stage, in a ResNet's ``layer1`` before its expansion (64
+            in timm's) or of a Swin's patches (96 in Swin-S); the following stages double it. None
+            for the network's own, and for networks of other families.
+        depth: Blocks of the four stages (ResNet-50: 3, 4, 6, 3; Swin-S: 2, 2, 18, 2). None for
+            the network's own, and for networks of other families.
+        drop_path: Rate of stochastic depth in training, in [0, 1); None for timm's (0 in ResNets,
+            0.1 in Swins). It draws from the global generator.
+        pixels: Mean and standard deviation of R, G, B; None for those in timm's configuration.
+
+    Raises:
+        ValueError: If timm has no such network or no feature maps of it, or ``width``, ``depth``
+            or ``drop_path`` do not fit it.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        *,
+        width: int | None = None,
+        depth: Sequence[int] | None = None,
+        drop_path: float | None = None,
+        pixels: Pixels | None = None,
+    ) -> None:
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise ValueError(f"name must be a network of timm, got {name!r}{hint}")
+        if drop_path is not None and not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1) or null, got {drop_path}")
+        built = _build(name, width, depth, drop_path)
+        wanted = as_pixels(_timm_pixels(name) if pixels is None else pixels)
+        super().__init__(
+            channels=built.channels,
+            strides={stage: (1, stride) for stage, stride in built.strides.items()},
+            init_args={
+                "name": name,
+                "width": width,
+                "depth": depth,
+                "drop_path": drop_path,
+                "pixels": wanted,
+            },
+            pixels=wanted,
+            dims=2,
+        )
+        self.classifiers += built.left_out
+        self._parts = dict(built.parts)
+        self._channels_last = built.last
+        self.net = built.net
+
+    def stage(self, name: str, x: Tensor) -> Tensor:
+        """Runs one stage of a ResNet or a Swin.
+
+        Raises:
+            ValueError: If the network is of another family, which timm runs as a whole.
+        """
+        if not self._parts:
+            raise ValueError(
+                f"{self._init_args['name']} runs as a whole: call the network, or features()"
+            )
+        if self._channels_last and name != "stem":  # the patch embedding takes channels first
+            x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        for path in self._parts[name]:
+            x = self.net.get_submodule(path)(x)
+        return x.permute(0, 3, 1, 2) if self._channels_last else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the whole network.
+
+        Args:
+            x: Normalised images, (B, C, H, W).
+
+        Returns:
+            The last stage's map, (B, num_features, H', W').
+
+        Raises:
+            ValueError: If ``x`` has another number of dimensions.
+        """
+        last = self.stages[-1]
+        return super().forward(x) if self._parts else self.features(x, [last])[last]
+
+    def features(self, x: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """Runs the network as far as needed and returns the maps of the stages named.
+
+        Args:
+            x: Normalised images, (B, C, H, W).
+            stages: Names out of `stages`, in any order.
+
+        Returns:
+            Map of each stage by name, (B, C', H', W'), in the order in which the stages run.
+
+        Raises:
+            ValueError: If a stage is not one of this network, or ``x`` has another number of
+                dimensions.
+        """
+        if self._parts:
+            return super().features(x, stages)
+        self._check(x)
+        self._check_stages(stages)
+        maps = self.net(x)
+        if self._channels_last:
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        made = zip(self.stages, maps, strict=True)
+        return {name: one for name, one in made if name in stages}
+
+
+def _timm_pixels(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the weights that timm takes first for a network."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return IMAGENET_PIXELS
+    return config.mean, config.std
+
+
+def _build(
+    name: str, width: int | None, depth: Sequence[int] | None, drop_path: float | None
+) -> _Built:
+    family = _family(name)
+    for argument, value in (("width", width), ("depth", depth)):
+        if value is not None and family is None:
+            raise ValueError(
+                f"{argument} is for ResNets and Swins; {name} takes timm's own: leave it null"
+            )
+    if width is not None and width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    if depth is not None and (len(depth) != 4 or min(depth) < 1):
+        raise ValueError(f"depth must be four numbers of blocks, each at least 1, got {depth}")
+    if family is ResNet:
+        return _resnet(name, width, depth, drop_path)
+    if family is SwinTransformer:
+        return _swin(name, width, depth, drop_path)
+    return _any(name, drop_path)
+
+
+def _family(name: str) -> type[nn.Module] | None:
+    """Which of the families with stages of our own a network belongs to."""
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+    return next((kind for kind in (ResNet, SwinTransformer) if type(net) is kind), None)
+
+
+def _resnet(
+    name: str, width: int | None, depth: Sequence[int] | None, drop_path: float | None
+) -> _Built:
+    net: Any = timm.create_model(
+        name,
+        num_classes=0,
+        global_pool="",
+        channels=None if width is None else tuple(width * 2**i for i in range(4)),
+        layers=None if depth is None else tuple(depth),
+        drop_path_rate=drop_path,
+    )
+    stem, *layers = net.feature_info
+    channels = [stem["num_chs"], *(layer["num_chs"] for layer in layers)]
+    strides = [layers[0]["reduction"], *(layer["reduction"] for layer in layers)]
+    return _Built(net, _named(channels), _named(strides), _RESNET)
+
+
+def _swin(
+    name: str, width: int | None, depth: Sequence[int] | None, drop_path: float | None
+) -> _Built:
+    if width is not None:
+        with torch.device("meta"):
+            whole: Any = timm.create_model(name)
+        heads = whole.layers[0].blocks[0].attn.num_heads
+        if width % heads:
+            raise ValueError(f"width must be a multiple of {name}'s {heads} heads, got {width}")
+    net: Any = timm.create_model(
+        name,
+        num_classes=0,
+        global_pool="",
+        embed_dim=width,
+        depths=None if depth is None else tuple(depth),
+        drop_path_rate=drop_path,
+        strict_img_size=False,
+    )
+    info = [net.feature_info[0], *net.feature_info]  # the patches are as layer1
+    channels, strides = ([one[key] for one in info] for key in ("num_chs", "reduction"))
+    return _Built(net, _named(channels), _named(strides), _SWIN, last=True)
+
+
+def _any(name: str, drop_path: float | None) -> _Built:
+    try:
+        net: Any = timm.create_model(name, features_only=True, drop_path_rate=drop_path)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"timm gives no feature maps of {name} as asked for (drop_path={drop_path}): {error}"
+        ) from error
+    with torch.device("meta"):
+        whole = timm.create_model(name)
+    channels, strides = net.feature_info.channels(), net.feature_info.reduction()
+    own = list(net.state_dict())
+    left_out = [
+        child
+        for child, _ in whole.named_children()
+        if not any(re.match(rf"(model\.)?{child}(_\w+)?\.", key) for key in own)
+    ]
+    names = _STAGES if len(channels) == 5 else [f"layer{i + 1}" for i in range(len(channels))]
+    return _Built(
+        net,
+        dict(zip(names, channels, strict=True)),
+        dict(zip(names, strides, strict=True)),
+        {},
+        last=str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"),
+        left_out=tuple(left_out),
+    )
+
+
+def _named(values: Sequence[int]) -> dict[str, int]:
+    return dict(zip(_STAGES, values, strict=True))

@@ -1,0 +1,173 @@
+"""Image networks against timm's own, torchvision's names, and the numbers that are published."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from lightning_vssl.backbones import TimmNet, export, load_backbone, load_weights
+
+SWIN = "swin_small_patch4_window7_224"
+SMALL = {"resnet50": {"width": 4, "depth": (1, 1, 2, 1)}, SWIN: {"width": 6, "depth": (1, 2, 1, 1)}}
+
+
+def counted(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def small(name, **more):
+    torch.manual_seed(0)
+    return TimmNet(name, **SMALL[name], **more).eval()
+
+
+def images(size=64, count=2):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "channels"),
+    [("resnet50", 23.508, (64, 256, 512, 1024, 2048)), (SWIN, 48.837, (96, 96, 192, 384, 768))],
+)
+def test_parameters_channels_and_strides(name, millions, channels):
+    with torch.device("meta"):
+        net = TimmNet(name)
+    assert counted(net) / 1e6 == pytest.approx(millions, abs=5e-4)
+    assert tuple(net.stage_channels.values()) == channels
+    assert net.stages == ("stem", "layer1", "layer2", "layer3", "layer4")
+    assert [s for _, s in net.stage_strides.values()] == [4, 4, 8, 16, 32]
+    assert net.num_features == channels[-1]
+    assert net.dims == 2
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_maps_have_the_channels_and_strides_stated(name):
+    net, x = small(name), images(64)
+    maps = net.features(x, net.stages)
+    for stage, one in maps.items():
+        size = 64 // net.stage_strides[stage][1]
+        assert one.shape == (2, net.stage_channels[stage], size, size)
+    assert torch.equal(maps["layer4"], net(x))
+    assert list(net.features(x, ["layer4", "layer3"])) == ["layer3", "layer4"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_maps_equal_timms_features(name):
+    net, x = small(name), images(224, 1)
+    arguments = {"resnet50": ("channels", "layers"), SWIN: ("embed_dim", "depths")}[name]
+    width = (4, 8, 16, 32) if name == "resnet50" else 6
+    values = dict(zip(arguments, (width, SMALL[name]["depth"]), strict=True))
+    peer = timm.create_model(name, num_classes=0, **values).eval()
+    peer.load_state_dict({k.removeprefix("net."): v for k, v in net.state_dict().items()})
+    wanted = peer.forward_intermediates(x, norm=True, intermediates_only=True)[-4:]
+    found = net.features(x, net.stages[1:])
+    for ours, theirs in zip(found.values(), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    pooled = peer(x)
+    torch.testing.assert_close(net(x).mean((2, 3)), pooled)
+
+
+@pytest.mark.parametrize("size", [32, 96, 128])
+def test_swin_takes_other_sizes(size):
+    net = small(SWIN)
+    assert net(images(size)).shape == (2, 48, size // 32, size // 32)
+
+
+def test_torchvisions_resnet_loads_and_gives_its_features(tmp_path):
+    torch.manual_seed(2)
+    peer = torchvision.models.resnet18().eval()
+    torch.save(peer.state_dict(), tmp_path / "resnet18.pth")
+    net = TimmNet("resnet18").eval()
+    report = load_weights(net, tmp_path / "resnet18.pth", echo=False)
+    assert report.unexpected == ("fc.weight", "fc.bias")
+    assert not report.missing
+    x = images()
+    peer.fc = torch.nn.Identity()
+    torch.testing.assert_close(net(x).mean((2, 3)), peer(x))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["swin_tiny_patch4_window7_224", "convnext_atto", "efficientnet_b0", "densenet121",
+     "vit_tiny_patch16_224", "maxvit_pico_rw_256", "swinv2_cr_tiny_ns_224"],
+)  # fmt: skip
+def test_timms_own_files_load(name, tmp_path):
+    torch.manual_seed(3)
+    peer = timm.create_model(name).eval()
+    save_file(peer.state_dict(), tmp_path / "model.safetensors")
+    net = TimmNet(name).eval()
+    report = load_weights(net, tmp_path / "model.safetensors", echo=False)
+    assert not report.missing
+    size = peer.default_cfg["input_size"][-1]
+    maps = net.features(images(size, 1), net.stages)
+    for stage, one in maps.items():
+        side = size // net.stage_strides[stage][1]
+        assert one.shape == (1, net.stage_channels[stage], side, side)
+    if name == "convnext_atto":
+        wanted = peer.forward_intermediates(images(size, 1), intermediates_only=True)
+        torch.testing.assert_close(maps["layer4"], wanted[-1])
+
+
+def test_vfs_names_load(tmp_path):
+    net = small("resnet50")
+    named = {}
+    for key, value in net.state_dict().items():
+        key = key.removeprefix("net.")
+        for number in "123":
+            key = key.replace(f"bn{number}.", f"conv{number}.bn.")
+            key = key.replace(f"conv{number}.w", f"conv{number}.conv.w")
+        key = key.replace("downsample.0.", "downsample.conv.")
+        named[f"backbone.{key.replace('downsample.1.', 'downsample.bn.')}"] = value + 1
+    torch.save({"state_dict": named}, tmp_path / "vfs.pth")
+    other = small("resnet50")
+    report = load_weights(other, tmp_path / "vfs.pth", echo=False)
+    assert "mmaction" in report.naming
+    assert torch.equal(
+        other.state_dict()["net.conv1.weight"], net.state_dict()["net.conv1.weight"] + 1
+    )
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_export_and_back(name, tmp_path):
+    net = small(name, pixels=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    export_of(net, tmp_path)
+    again = load_backbone(tmp_path / "out")
+    assert again.config == net.config
+    assert again.pixels == net.pixels
+    x = images()
+    assert torch.equal(again(x), net(x))
+
+
+def export_of(net, folder):
+    from lightning_vssl.backbones.weights import export_record
+
+    state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
+    checkpoint = {"state_dict": state, "export": export_record("Tiny", net)}
+    torch.save(checkpoint, folder / "last.ckpt")
+    export(folder / "last.ckpt", folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet51"}, r"name must be a network of timm, got 'resnet51'"),
+        ({"name": "convnext_atto", "width": 8}, "width is for ResNets and Swins"),
+        ({"name": SWIN, "width": 7}, "multiple of .* 3 heads, got 7"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"depth": (3, 4)}, "depth must be four numbers"),
+        ({"drop_path": 1.0}, "drop_path must be in"),
+        ({"name": "vgg11", "drop_path": 0.1}, "timm gives no feature maps of vgg11 as asked"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TimmNet(**arguments)
+
+
+def test_what_does_not_run_in_stages_says_so():
+    with pytest.raises(ValueError, match="runs as a whole"):
+        TimmNet("convnext_atto").stage("layer1", images())
+    with pytest.raises(ValueError, match="layer1, layer2, layer3, layer4; got"):
+        TimmNet("convnext_atto").features(images(), ["stem"])
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        small("resnet50")(images()[:, :, None])
