@@ -325,17 +325,18 @@ class FrameViews(Clips):
         seconds: Length of the stretch, T.
         spacing: How the frames' times are drawn in the stretch. ``marginal``: each uniform, on its
             own. ``delta``: fixed distances, the first frame at the stretch's start and the last
-            at its end. ``uniform``: one uniform time in each of ``views`` equal parts.
+            at its end. ``uniform``: one uniform time in each of ``views`` equal parts. ``same``:
+            one uniform time for all views, MoCLR's on video (Table B.1).
     """
 
     views: int = 3
     seconds: float = 2.56
-    spacing: Literal["marginal", "delta", "uniform"] = "marginal"
+    spacing: Literal["marginal", "delta", "uniform", "same"] = "marginal"
 
     def __post_init__(self) -> None:
         _positive(views=self.views, seconds=self.seconds)
-        if self.spacing not in ("marginal", "delta", "uniform"):
-            raise ValueError(f"spacing={self.spacing!r}: choose marginal, delta or uniform")
+        if self.spacing not in ("marginal", "delta", "uniform", "same"):
+            raise ValueError(f"spacing={self.spacing!r}: choose marginal, delta, uniform or same")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -351,6 +352,8 @@ class FrameViews(Clips):
         order = np.arange(self.views)
         if self.spacing == "delta":
             parts = order / max(self.views - 1, 1)
+        elif self.spacing == "same":
+            parts = np.repeat(draws[:1], self.views)
         else:
             parts = draws if self.spacing == "marginal" else (order + draws) / self.views
         return _shown(times, start + parts * length)[:, None]  # (V, 1)

@@ -1,14 +1,18 @@
-"""Contrastive losses: InfoNCE against given negatives, and NT-Xent within the global batch.
+"""Contrastive losses: InfoNCE against given negatives, NT-Xent within the global batch, and VITO's.
 
 All vectors are L2-normalised here, and all of it runs in float32 (float64 stays float64) whatever
 the autocast: at temperature 0.07 a bfloat16 cosine is off by up to 0.06 in the logits.
 """
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_vssl.nn.gather import gather, rank
+
+Negatives = Literal["all", "same"]
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -129,3 +133,58 @@ def _direction(
     across = query @ other.T / temperature  # (B, B_global), the positive at column own
     within = (query @ same.T / temperature).scatter(1, own[:, None], -torch.inf)
     return F.cross_entropy(torch.cat([across, within], dim=1), own)
+
+
+def multi_view_info_nce(
+    online: Tensor, target: Tensor, temperature: float = 0.1, negatives: Negatives = "all"
+) -> Tensor:
+    """InfoNCE between all ordered pairs of views of a video (VITO, Eq. 3; MoCLR with two views).
+
+    For views i and j of a video, i not j: the query is the online network's z_i, the positive the
+    target network's z_j, and the negatives are target features of all *other* videos of all ranks;
+    a further view of the same video is never one. Differs from the paper, which prints neither a
+    temperature nor a normalisation: vectors are L2-normalised and divided by a temperature, as in
+    MoCLR's and DetCon's practice; without, dot products of 256 numbers have no bound.
+
+    The paper sums over pairs. Here it is the mean over the V (V - 1) pairs times 2, which is the
+    sum where V = 2, so that the size of a gradient does not depend on the number of views.
+
+    Args:
+        online: Projections with gradient, (B, V, D) of this rank's videos.
+        target: The target network's, (B, V, D); no gradient flows into them.
+        temperature: Above 0.
+        negatives: Which views of the other videos: ``all``, V (B_global - 1) of them, or the
+            ``same`` view as the positive, B_global - 1.
+
+    Returns:
+        The loss, () float32 or float64, the mean over this rank's videos.
+
+    Raises:
+        ValueError: If a shape, the temperature or ``negatives`` does not fit, or there is but one
+            video or one view.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive; got {temperature}.")
+    if negatives not in get_args(Negatives):
+        raise ValueError(f"negatives must be all or same; got {negatives!r}.")
+    if online.dim() != 3 or online.shape != target.shape or online.shape[1] < 2:
+        raise ValueError(
+            "online and target must be (B, V, D) alike, with at least two views; got "
+            f"{tuple(online.shape)} and {tuple(target.shape)}."
+        )
+    videos, views, _ = online.shape
+    with torch.autocast(online.device.type, enabled=False):
+        z, own = _unit(online), _unit(target.detach())
+        everyone = gather(own)  # (B_global, V, D)
+        if len(everyone) < 2:
+            raise ValueError("a batch of one video has no negatives; take at least two.")
+        positive = torch.einsum("bid,bjd->bij", z, own) / temperature  # (B, V, V)
+        row = rank() * videos + torch.arange(videos, device=z.device)
+        mine = torch.arange(len(everyone), device=z.device) == row[:, None]  # (B, B_global)
+        cosines = torch.einsum("bid,gvd->bigv", z, everyone) / temperature  # (B, V, B_global, V)
+        cosines = cosines.masked_fill(mine[:, None, :, None], -torch.inf)
+        over = (2, 3) if negatives == "all" else (2,)
+        rest = cosines.logsumexp(over, keepdim=negatives == "all").flatten(2)  # (B, V, 1 or V)
+        losses = torch.logaddexp(positive, rest) - positive  # (B, V, V): i, j
+        pairs = ~torch.eye(views, dtype=torch.bool, device=z.device)
+        return 2 * losses[:, pairs].mean()
