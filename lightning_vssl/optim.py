@@ -1,15 +1,18 @@
-"""Learning-rate schedules as pure functions of the step, and parameter groups."""
+"""Learning-rate schedules as pure functions of the step, parameter groups, and LARS."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import ParamsT
 
 
 class Schedule(ABC):
@@ -45,14 +48,25 @@ class Cosine(Schedule):
     Attributes:
         warmup_epochs: Length of the warm-up in epochs; the cosine runs over what is left.
         final: Factor at the end of the run, in [0, 1].
+        warmup_steps: Length of the warm-up in optimiser steps, in place of epochs, where a run is
+            counted in steps whatever the data (VITO).
     """
 
     warmup_epochs: float = 0.0
     final: float = 0.0
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
+        if self.warmup_epochs < 0 or self.warmup_steps < 0:
+            raise ValueError(
+                f"warmup_epochs and warmup_steps must be 0 or more, got {self.warmup_epochs} and "
+                f"{self.warmup_steps}"
+            )
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(
+                f"give warmup_epochs ({self.warmup_epochs}) or warmup_steps "
+                f"({self.warmup_steps}), not both"
+            )
         if not 0 <= self.final <= 1:
             raise ValueError(f"final must be in [0, 1], got {self.final}")
 
@@ -62,11 +76,12 @@ class Cosine(Schedule):
         Raises:
             ValueError: If the warm-up is as long as the run or longer.
         """
-        warmup = self.warmup_epochs * steps_per_epoch
+        warmup = self.warmup_steps or self.warmup_epochs * steps_per_epoch
         if warmup > 0 and warmup >= total_steps:
             raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} is {warmup:g} steps, but the run has only "
-                f"{total_steps}; shorten the warm-up or train longer"
+                f"warmup_epochs={self.warmup_epochs}, warmup_steps={self.warmup_steps} is "
+                f"{warmup:g} steps, but the run has only {total_steps}; shorten the warm-up or "
+                "train longer"
             )
         if step < warmup:
             return step / warmup
@@ -207,3 +222,92 @@ def parameter_groups(module: nn.Module, decay: Decay = "kernels") -> list[Parame
         {"params": [p for p in trained if p in spared], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rates (You et al., 2017) as BYOL defines them.
+
+    For each parameter p with gradient g, step by step: ``u = g + weight_decay * p``, then
+    ``u = trust * |p| / |u| * u`` unless a norm is 0, then ``m = momentum * m + u`` and
+    ``p = p - lr * m``. A group that sets a weight decay of 0 of its own, as `parameter_groups` does
+    for biases and normalisation layers, is kept out of the second step too: plain momentum.
+
+    timm's divides by ``|g| + weight_decay * |p|`` instead of ``|u|``, which gives shorter steps
+    where gradient and decay point apart, and adapts nothing where the decay is 0.
+
+    Args:
+        params: Parameters, or groups of them.
+        lr: Learning rate.
+        momentum: Share of the last update that is kept, in [0, 1).
+        weight_decay: Decay of all groups that set none of their own.
+        trust: Trust coefficient, the length of an update over that of its parameter at lr 1.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust: float = 1e-3,
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if trust <= 0:
+            raise ValueError(f"trust must be above 0, got {trust}")
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust},
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; one that sets ``weight_decay`` to 0 is not adapted (``adapt`` is False)."""
+        param_group.setdefault("adapt", param_group.get("weight_decay") != 0)
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Updates every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss and the gradients anew; None takes those that are there.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        updates = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        if group["adapt"]:
+            ratios = [
+                torch.where((p > 0) & (u > 0), group["trust"] * p / u, 1.0)
+                for p, u in zip(
+                    torch._foreach_norm(params), torch._foreach_norm(updates), strict=True
+                )
+            ]
+            torch._foreach_mul_(updates, ratios)
+        moments = []
+        for p in params:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            moments.append(state["momentum_buffer"])
+        torch._foreach_mul_(moments, group["momentum"])
+        torch._foreach_add_(moments, updates)
+        torch._foreach_add_(params, moments, alpha=-group["lr"])

@@ -60,10 +60,10 @@ class TimmNet(Backbone):
 
     Stages: of a ResNet the ``stem`` (up to the max-pool, stride 4) and ``layer1`` to ``layer4``; of
     a Swin the ``stem`` (patch embedding) and the four stages, each with the patch merging before
-    it, the last with the final norm. A Swin takes images of any size, its attention masks are made
-    for it. Any other network that timm builds with ``features_only`` has the maps that timm offers,
-    named ``layer1``, ``layer2``, ... from the finest to the coarsest, or ``stem`` and ``layer1`` to
-    ``layer4`` where there are five; what lies behind the last of them is left out.
+    it, the last with the final norm. A Swin takes images whose sides are multiples of 4, its masks
+    are made for them. Any other network that timm builds with ``features_only`` has the maps that
+    timm offers, named ``layer1``, ``layer2``, ... from the finest to the coarsest, or ``stem`` and
+    ``layer1`` to ``layer4`` where there are five; what lies behind the last is left out.
 
     Args:
         name: timm's name of the network.
