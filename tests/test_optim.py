@@ -19,6 +19,14 @@ def test_constant_is_one_everywhere():
     assert [Constant().factor(step, 10, 100) for step in (0, 50, 100)] == [1.0, 1.0, 1.0]
 
 
+def test_a_warm_up_in_steps_does_not_depend_on_the_data():
+    for per_epoch in (1, 7, 50):
+        steps, epochs = Cosine(warmup_steps=10), Cosine(warmup_epochs=10 / per_epoch)
+        for step in (0, 3, 9, 10, 33, 99):
+            expected = epochs.factor(step, per_epoch, 100)
+            assert steps.factor(step, per_epoch, 100) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
@@ -70,6 +78,9 @@ def test_multistep_warmup_rises_linearly_and_meets_the_milestones(step, expected
     [
         (lambda: Cosine(warmup_epochs=-1), "warmup_epochs"),
         (lambda: Cosine(final=2), "final"),
+        (lambda: Cosine(warmup_steps=-1), "warmup_steps"),
+        (lambda: Cosine(warmup_epochs=1, warmup_steps=1), "not both"),
+        (lambda: Cosine(warmup_steps=100).factor(0, 10, 100), "warmup_steps=100"),
         (lambda: MultiStep(milestones=(60, 30)), "milestones"),
         (lambda: MultiStep(milestones=(30,), gamma=0), "gamma"),
         (lambda: MultiStep(milestones=(30,), warmup_steps=-1), "warmup_steps"),
