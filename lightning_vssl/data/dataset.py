@@ -163,7 +163,12 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             frame = (info.height, info.width)
             windows = self.window.sample(*frame, len(chosen), rng)  # (V, 4)
             chosen = np.repeat(chosen, crops, axis=0)  # (V, T)
-            pixels, used = reader.read(first + chosen, windows=windows, size=self.window.shape)
+            pixels, used = reader.read(
+                first + chosen,
+                windows=windows,
+                size=self.window.shape,
+                interpolation=self.window.interpolation,
+            )
         video = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()  # (V, T, 3, H, W)
         shown = np.asarray(times[chosen], np.float64)  # (V, T)
         sample = {

@@ -1,4 +1,4 @@
-"""Reading clips from video files and from folders of frames.
+"""Reading clips from video files, from folders of frames, and from single images.
 
 What costs time in self-supervised training from video is decoding frames that nobody asked for.
 `VideoReader` therefore reads the packets once, without decoding, and knows from them when each
@@ -21,7 +21,7 @@ file's bytes: 1 ms for a clip of ten seconds, 0.4 s for a film of an hour (0.1 m
 many clips are drawn from long films, cut the films into pieces first.
 
 Not done here: mirrors in a display matrix (only its rotation, in quarter turns, is applied),
-pixel aspect ratios, EXIF orientation in folders of frames.
+pixel aspect ratios, EXIF orientation of images.
 """
 
 import re
@@ -57,11 +57,12 @@ from lightning_vssl.data.packets import (
     stamp,
     words,
 )
+from lightning_vssl.data.windows import Interpolation
 
 __all__ = ["UnreadableVideo", "VideoInfo", "VideoReader", "probe"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Files that count as frames of a folder; compared without regard to case."""
+"""Files that are images, alone or as frames of a folder; compared without regard to case."""
 
 DEFAULT_FPS = 25.0
 """Frames per second of a source that carries no times, unless `fps` says otherwise."""
@@ -133,7 +134,9 @@ class _Source(ABC, Generic[F]):
         """Give the frames `wanted` (sorted, without repetition) in any order."""
 
     @abstractmethod
-    def cutter(self, window: Box, size: tuple[int, int] | None) -> _Cutter[F]:
+    def cutter(
+        self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
+    ) -> _Cutter[F]:
         """Say how a window is cut; `size` None: whole pixels, not scaled."""
 
     def close(self) -> None:
@@ -147,8 +150,8 @@ class VideoReader:
     the file again) and is for one thread at a time.
 
     Args:
-        path: A video file, or a folder of frames (jpg, jpeg, png, webp, bmp; ordered by name with
-            runs of digits compared as numbers).
+        path: A video file, an image (jpg, jpeg, png, webp, bmp), which is a video of one frame, or
+            a folder of such images (ordered by name with runs of digits compared as numbers).
         fps: Rate of sources that carry no times, which are folders of frames and raw streams
             without a container; ignored by all others. None: what a raw stream says of itself,
             25 for a folder.
@@ -171,7 +174,9 @@ class VideoReader:
         self.path = Path(path)
         self._arguments = (fps, verify)
         self._source: _File | _Folder = (
-            _Folder(self.path, fps, verify) if self.path.is_dir() else _File(self.path, fps, verify)
+            _Folder(self.path, fps, verify)
+            if _is_images(self.path)
+            else _File(self.path, fps, verify)
         )
         self.info = self._source.info
         self.times = self._source.times
@@ -201,22 +206,25 @@ class VideoReader:
         *,
         windows: NDArray[np.floating] | None = None,
         size: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bilinear",
     ) -> tuple[Pixels, NDArray[np.float32]]:
         """Read V clips of T frames in one pass over the file.
 
         A window is cut and scaled in one conversion from the decoder's planes. Scaling is bilinear
-        and antialiased where it shrinks (the triangle filter of Pillow and of torchvision with
-        `antialias=True`, on luma and chroma instead of RGB, and with the last pixel repeated where
-        the filter reaches over the window's edge). A window's edges move to the nearest
-        pixel that the chroma planes permit (even ones for 4:2:0), or to the nearest pixel if
-        `size` is None; the window that was used is returned. Folders of frames are scaled from
-        exactly the fractions given.
+        or bicubic, and antialiased where it shrinks (the triangle filter and the cubic with
+        a = -0.5 of Pillow and of torchvision with `antialias=True`, on luma and chroma instead of
+        RGB, and with the last pixel repeated where the filter reaches over the window's edge). A
+        window's edges move to the nearest pixel that the chroma planes permit (even ones for
+        4:2:0), or to the nearest pixel if `size` is None; the window that was used is returned.
+        Images are scaled from exactly the fractions given, and decoded once for all windows.
 
         Args:
             indices: (V, T) frame numbers in [0, N); in any order, with any repetition.
             windows: (V, 4) x0, y0, x1, y1 in displayed source pixels; None for whole frames.
             size: (H, W) of the output in pixels; None to keep the size of the windows, which then
                 must be the same for all clips.
+            interpolation: How windows are scaled, ``bilinear`` or ``bicubic``; values that a cubic
+                carries out of the range are clamped.
 
         Returns:
             (V, T, H, W, 3) uint8 RGB in [0, 255], and the windows really used, (V, 4) float32.
@@ -229,7 +237,7 @@ class VideoReader:
         """
         indices = self._checked_indices(indices)
         boxes = self._checked_windows(windows, len(indices))
-        cutters = [self._source.cutter(box, size) for box in boxes]
+        cutters = [self._source.cutter(box, size, interpolation) for box in boxes]
         height, width = _output_size(size, [cutter.used for cutter in cutters])
         out = np.empty((*indices.shape, height, width, 3), dtype=np.uint8)
         # frame number -> cutter -> places in the output
@@ -360,7 +368,9 @@ class _FileCutter(_Cutter[av.VideoFrame]):
         stored: tuple[int, int],
         turn: int,
         unit: tuple[int, int],
+        interpolation: Interpolation,
     ) -> None:
+        self._interpolation = interpolation
         self._width, self._height = stored
         self._turn = turn
         displayed = (stored[1], stored[0]) if turn % 2 else stored
@@ -419,8 +429,10 @@ class _FileCutter(_Cutter[av.VideoFrame]):
         # Planes of RGB, because libav then rounds correctly and computes chroma for every pixel;
         # straight to packed RGB it does neither (1.5 grey levels darker, chroma for every second
         # pixel) and takes longer.
-        flags = "bilinear+full_chroma_int+accurate_rnd+bitexact"
-        nodes.append(graph.add("scale", f"{width}:{height}:flags={flags}"))
+        flags = f"{self._interpolation}+full_chroma_int+accurate_rnd+bitexact"
+        # Of a cubic: B and C of Mitchell's family, here a = -C = -0.5.
+        cubic = ":param0=0:param1=0.5" if self._interpolation == "bicubic" else ""
+        nodes.append(graph.add("scale", f"{width}:{height}:flags={flags}{cubic}"))
         nodes.append(graph.add("format", "gbrp"))
         nodes.append(graph.add("buffersink"))
         for one, other in pairwise(nodes):
@@ -601,9 +613,12 @@ class _File(_Source[av.VideoFrame]):
             return ((int(n), self._kept[n]) for n in wanted)
         return self._by_plan(wanted) if self._planned else self._by_count(wanted)
 
-    def cutter(self, window: Box, size: tuple[int, int] | None) -> _FileCutter:
+    def cutter(
+        self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
+    ) -> _FileCutter:
         """Cut with libav, from the stored frame."""
-        return _FileCutter(window, size, self._stored, self.info.rotation // 90, self._unit)
+        turn = self.info.rotation // 90
+        return _FileCutter(window, size, self._stored, turn, self._unit, interpolation)
 
     def close(self) -> None:
         """Close the container and drop what was kept of it."""
@@ -736,46 +751,76 @@ def _chroma_unit(layout: av.VideoFormat | None) -> tuple[int, int]:
     return 16 // layout.chroma_width(16), 16 // layout.chroma_height(16)
 
 
-# --- folders of frames --------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
+
+# Pillow's own errors: OSError for most broken files, the others for some formats.
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-class _FolderCutter(_Cutter[Path]):
+class _Picture:
+    """An image file, decoded once at each size that is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._decoded: dict[tuple[int, int], Image.Image] = {}
+
+    def rgb(self, frame: tuple[int, int], least: tuple[int, int] | None) -> Image.Image:
+        """Decode it.
+
+        Args:
+            frame: Width and height that it must have.
+            least: Width and height that will do, where the format can be read at a fraction of its
+                size; None for all pixels.
+
+        Raises:
+            UnreadableVideo: It does not decode, or has another size.
+        """
+        try:
+            with Image.open(self.path) as image:
+                if image.size != frame:
+                    reason = "is {} x {} pixels, the first frame of its folder {} x {}"
+                    raise UnreadableVideo(self.path, reason.format(*image.size, *frame))
+                if least is not None:
+                    image.draft("RGB", least)
+                if image.size not in self._decoded:
+                    self._decoded[image.size] = image.convert("RGB")
+                return self._decoded[image.size]
+        except _BROKEN as error:
+            raise UnreadableVideo(self.path, f"the frame does not decode ({error})") from error
+
+
+class _PictureCutter(_Cutter[_Picture]):
     """Cuts one window of images, which are read at a fraction of their size where that will do."""
 
-    def __init__(self, window: Box, size: tuple[int, int] | None, frame: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        window: Box,
+        size: tuple[int, int] | None,
+        frame: tuple[int, int],
+        interpolation: Interpolation,
+    ) -> None:
         self._frame = frame
         self._size = size
+        self._filter = _FILTERS[interpolation]
         self.used = window
         if size is None:
             left, right = _snapped(window[0], window[2], 1, frame[0])
             top, bottom = _snapped(window[1], window[3], 1, frame[1])
             self.used = (left, top, right, bottom)
 
-    def __call__(self, frame: Path) -> Pixels:
-        try:
-            with Image.open(frame) as image:
-                return self._cut(image, frame)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableVideo(frame, f"the frame does not decode ({error})") from error
-
-    def _cut(self, image: Image.Image, path: Path) -> Pixels:
+    def __call__(self, frame: _Picture) -> Pixels:
         width, height = self._frame
-        if image.size != self._frame:
-            reason = "is {} x {} pixels, the first frame of its folder {} x {}"
-            raise UnreadableVideo(path, reason.format(*image.size, width, height))
         x0, y0, x1, y1 = self.used
         if self._size is None:
-            whole = np.asarray(image.convert("RGB"))
+            whole = np.asarray(frame.rgb(self._frame, None))
             return whole[int(y0) : int(y1), int(x0) : int(x1)]
         out_height, out_width = self._size
         # At least twice the size that is needed, so that the smooth filter still does the work.
-        image.draft(
-            "RGB",
-            (
-                min(width, round(2 * out_width * width / (x1 - x0))),
-                min(height, round(2 * out_height * height / (y1 - y0))),
-            ),
+        least = (
+            min(width, round(2 * out_width * width / (x1 - x0))),
+            min(height, round(2 * out_height * height / (y1 - y0))),
         )
+        image = frame.rgb(self._frame, least)
         across, down = image.width / width, image.height / height
         box = (
             x0 * across,
@@ -783,17 +828,25 @@ class _FolderCutter(_Cutter[Path]):
             min(x1 * across, image.width),
             min(y1 * down, image.height),
         )
-        small = image.convert("RGB").resize(
-            (out_width, out_height), Image.Resampling.BILINEAR, box=box
-        )
-        return np.asarray(small)
+        return np.asarray(image.resize((out_width, out_height), self._filter, box=box))
 
 
-class _Folder(_Source[Path]):
-    """A folder of frames."""
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def _is_images(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES or path.is_dir()
+
+
+class _Folder(_Source[_Picture]):
+    """A folder of frames, or one image."""
 
     def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
-        names = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        found = path.iterdir() if path.is_dir() else (path,)
+        names = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
         self._frames = sorted(names, key=_natural)
         if not self._frames:
             kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -801,7 +854,7 @@ class _Folder(_Source[Path]):
         try:
             with Image.open(self._frames[0]) as image:
                 width, height = image.size
-        except OSError as error:
+        except _BROKEN as error:
             reason = f"the frame does not decode ({error})"
             raise UnreadableVideo(self._frames[0], reason) from error
         rate = fps or DEFAULT_FPS
@@ -818,17 +871,18 @@ class _Folder(_Source[Path]):
             stream=0,
         )
         if verify:
-            cutter = self.cutter((0.0, 0.0, width, height), None)
             for frame in self._frames:
-                cutter(frame)
+                _Picture(frame).rgb((width, height), None)
 
-    def frames(self, wanted: Indices) -> Iterator[tuple[int, Path]]:
+    def frames(self, wanted: Indices) -> Iterator[tuple[int, _Picture]]:
         """Give the files of the frames wanted."""
-        return ((int(n), self._frames[n]) for n in wanted)
+        return ((int(n), _Picture(self._frames[n])) for n in wanted)
 
-    def cutter(self, window: Box, size: tuple[int, int] | None) -> _FolderCutter:
+    def cutter(
+        self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
+    ) -> _PictureCutter:
         """Cut with Pillow."""
-        return _FolderCutter(window, size, (self.info.width, self.info.height))
+        return _PictureCutter(window, size, (self.info.width, self.info.height), interpolation)
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

@@ -13,12 +13,14 @@ clip's frames as often.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 Rectangles = npt.NDArray[np.float64]
+Interpolation = Literal["bilinear", "bicubic"]
+"""How a rectangle is scaled, antialiased in either case."""
 
 
 class Windows(ABC):
@@ -26,6 +28,9 @@ class Windows(ABC):
 
     crops: ClassVar[int] = 1
     """Rectangles per clip."""
+
+    interpolation: Interpolation = "bilinear"
+    """How they are scaled."""
 
     @property
     @abstractmethod
@@ -60,6 +65,7 @@ class RandomResizedCrop(Windows):
         ratio: Width over height, between the two. CVRL (0.5, 2).
         log_ratio: Draw the logarithm of the ratio uniformly; otherwise, as CVRL, the ratio itself.
         independent: Every clip has its own rectangle; otherwise all clips of a sample share one.
+        interpolation: How it is scaled. BYOL and VITO: ``bicubic``.
     """
 
     size: int = 224
@@ -67,9 +73,11 @@ class RandomResizedCrop(Windows):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     log_ratio: bool = True
     independent: bool = True
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         _check_size(self.size)
+        _check_interpolation(self.interpolation)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={self.scale}: two shares of the area, 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -201,13 +209,16 @@ class CentreCrop(Windows):
     Args:
         resize: Length of the short side; at least ``size``. AVID and VITO: ``int(224 / 0.875)``.
         size: Side of the square.
+        interpolation: How it is scaled. BYOL's test of images: ``bicubic``.
     """
 
     resize: int = 256
     size: int = 224
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         _check_size(self.size)
+        _check_interpolation(self.interpolation)
         if self.resize < self.size:
             raise ValueError(f"resize={self.resize}: not below size={self.size}")
 
@@ -344,3 +355,10 @@ def _crop(
 def _check_size(size: int) -> None:
     if size < 1:
         raise ValueError(f"size={size}: must be 1 or more pixels")
+
+
+def _check_interpolation(interpolation: str) -> None:
+    if interpolation not in get_args(Interpolation):
+        raise ValueError(
+            f"interpolation={interpolation!r}: choose {' or '.join(get_args(Interpolation))}"
+        )

@@ -181,7 +181,10 @@ def test_a_frame_two_clips_want_is_cut_once_for_each_window(tmp_path):
         np.testing.assert_array_equal(both[0, 1], both[0, 2])
 
 
-def exact(frame, box, size, matrix):
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def exact(frame, box, size, matrix, interpolation):
     """A window scaled plane by plane in floating point, then turned to RGB by the definition."""
     height, width = size
     planes = []
@@ -190,9 +193,7 @@ def exact(frame, box, size, matrix):
         values = np.ascontiguousarray(rows[:, : plane.width], dtype=np.float32)
         across, down = plane.width / frame.width, plane.height / frame.height
         part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        scaled = Image.fromarray(values).resize(
-            (width, height), Image.Resampling.BILINEAR, box=part
-        )
+        scaled = Image.fromarray(values).resize((width, height), FILTERS[interpolation], box=part)
         planes.append(np.asarray(scaled, dtype=np.float64))
     full = frame.color_range == 2
     luma = planes[0] if full else (planes[0] - 16) * 255 / 219
@@ -213,22 +214,27 @@ def exact(frame, box, size, matrix):
         ("d.mp4", "libx264", "yuv420p", "709"),
     ],
 )
+@pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("size", [(12, 16), (24, 20), (60, 90), (250, 300)])
-def test_scaled_windows_match_floating_point(tmp_path, name, codec, pixels, matrix, size):
+def test_scaled_windows_match_floating_point(
+    tmp_path, name, codec, pixels, matrix, size, interpolation
+):
     path = tmp_path / name
     big = drawn(4, 192, 256)
     options = {"colorspace": "bt709"} if matrix == "709" else {}
     encode(path, codec, options, pixels=pixels, frames=big)
     windows = np.array([[17.0, 9.0, 201.0, 150.0], [0, 0, 256, 192]])
     with VideoReader(path) as video:
-        got, used = video.read(np.array([[0, 2], [1, 3]]), windows=windows, size=size)
+        got, used = video.read(
+            np.array([[0, 2], [1, 3]]), windows=windows, size=size, interpolation=interpolation
+        )
     np.testing.assert_allclose(used, windows, atol=1)
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     assert (frames[0].colorspace == 1) == (matrix == "709")
     for v, numbers in enumerate([(0, 2), (1, 3)]):
         for t, n in enumerate(numbers):
-            gap = np.abs(got[v, t] - exact(frames[n], used[v], size, matrix))
+            gap = np.abs(got[v, t] - exact(frames[n], used[v], size, matrix, interpolation))
             # Where the filter reaches over the edge libav repeats the last pixel, Pillow
             # leaves out what is not there.
             assert gap[1:-1, 1:-1].mean() < 0.5
@@ -493,3 +499,67 @@ def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "frames" / "frame0.jpg").write_bytes(image.getvalue()[:4])
     with pytest.raises(UnreadableVideo, match=r"frame0\.jpg"):
         VideoReader(path)
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_an_image_is_a_video_of_one_frame(tmp_path, interpolation):
+    pixels = drawn(1, 96, 128)[0]
+    path = tmp_path / "image.JPEG"
+    Image.fromarray(pixels).save(path, "JPEG", quality=95)
+    windows = np.array([[10.5, 20.25, 100.5, 90.75], [0, 0, 128, 96]])
+    image = Image.open(path)
+    with VideoReader(path) as video:
+        assert (video.info.frames, video.info.width, video.info.height) == (1, 128, 96)
+        assert video.times.tolist() == [0.0]
+        got, used = video.read(
+            np.zeros((2, 1), int), windows=windows, size=(64, 72), interpolation=interpolation
+        )
+        whole, _ = video.read(np.array([[0]]))
+    np.testing.assert_array_equal(used, windows)
+    np.testing.assert_array_equal(whole[0, 0], np.asarray(image))
+    for v in range(2):
+        want = image.resize((72, 64), FILTERS[interpolation], box=tuple(windows[v]))
+        np.testing.assert_array_equal(got[v, 0], np.asarray(want))
+
+
+def test_an_image_is_decoded_once_for_all_windows(tmp_path, monkeypatch):
+    path = tmp_path / "image.jpg"
+    Image.fromarray(drawn(1)[0]).save(path)
+    decoded = []
+    convert = Image.Image.convert
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda self, mode: decoded.append(mode) or convert(self, mode)
+    )
+    with VideoReader(path) as video:
+        video.read(np.zeros((4, 1), int), windows=np.tile([[0, 0, 30, 30]], (4, 1)), size=(20, 20))
+    assert decoded == ["RGB"]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("L", "JPEG"), ("P", "PNG")])
+def test_images_of_other_modes_become_rgb(tmp_path, mode, kind):
+    path = tmp_path / "image.JPEG"  # ImageNet has a PNG under this name
+    image = Image.fromarray(drawn(1)[0]).convert(mode)
+    image.save(path, kind)
+    with VideoReader(path) as video:
+        got, _ = video.read(np.array([[0]]))
+    np.testing.assert_array_equal(got[0, 0], np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_bad_images_are_refused_by_name(tmp_path, monkeypatch):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(drawn(1, 200, 200)[0]).save(path, quality=95)
+    path.write_bytes(path.read_bytes()[:3000])
+    with VideoReader(path) as video, pytest.raises(UnreadableVideo, match=r"cut\.jpg: the frame"):
+        video.read(np.array([[0]]))
+    with pytest.raises(UnreadableVideo, match=r"cut\.jpg"):
+        probe(path, decode=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UnreadableVideo, match="decompression bomb"):
+        VideoReader(path)
+    (tmp_path / "empty.png").touch()
+    for name in ("empty.png", "none.png"):
+        with pytest.raises(UnreadableVideo, match=name):
+            VideoReader(tmp_path / name)

@@ -188,3 +188,12 @@ def test_inside_the_picture_and_repeatable(window):
         assert (boxes <= [width, height, width, height]).all()
         assert (boxes[:, :2] < boxes[:, 2:]).all()
         assert np.array_equal(boxes, window.sample(height, width, 3, rng(4)))
+
+
+@pytest.mark.parametrize("kind", [RandomResizedCrop, CentreCrop])
+def test_interpolation_is_bilinear_unless_asked_for(kind):
+    assert kind().interpolation == "bilinear"
+    assert kind(interpolation="bicubic").interpolation == "bicubic"
+    assert SizeCrop().interpolation == "bilinear"
+    with pytest.raises(ValueError, match="interpolation='cubic': choose bilinear or bicubic"):
+        kind(interpolation="cubic")
