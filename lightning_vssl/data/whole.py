@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -41,11 +42,16 @@ class WholeVideos(Dataset[Record]):
     Args:
         manifest: All listed videos; rows that cannot be read are not opened.
         work: What is done with each.
+        settled: Rows that need no look at the video, (N,): their record has no error and nothing
+            that was found. None for none.
     """
 
-    def __init__(self, manifest: Manifest, work: Work) -> None:
+    def __init__(
+        self, manifest: Manifest, work: Work, settled: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         self.manifest = manifest
         self.work = work
+        self._settled = settled
         self._readable = manifest.readable
         self._reasons = manifest.table.column("reason").combine_chunks()
 
@@ -58,6 +64,8 @@ class WholeVideos(Dataset[Record]):
         Args:
             row: Row of the manifest.
         """
+        if self._settled is not None and self._settled[row]:
+            return {"row": row, "error": ""}
         if not self._readable[row]:
             return {"row": row, "error": self._reasons[row].as_py() or "unreadable"}
         path = self.manifest.path(row)

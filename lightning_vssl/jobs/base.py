@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -79,6 +81,10 @@ class Job(LightningModule, ABC):
     def table(self, records: Sequence[Record], manifest: Manifest) -> pa.Table:
         """The rows of the job's file for these videos."""
 
+    def settled(self, manifest: Manifest) -> npt.NDArray[np.bool_] | None:
+        """Rows that are decided without a look at the video, (N,) bool, or None for none."""
+        return None
+
     def finish(self, record: Record) -> Record:
         """Does on the accelerator what is left to do with a video that was read."""
         return record
@@ -119,7 +125,7 @@ class Job(LightningModule, ABC):
             raise ValueError(left)
         sampler = ShardSampler(left, ranks=self.trainer.world_size, rank=self.trainer.global_rank)
         return DataLoader(
-            WholeVideos(manifest, self.work),
+            WholeVideos(manifest, self.work, self.settled(manifest)),
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
@@ -135,7 +141,7 @@ class Job(LightningModule, ABC):
         return batch if batch["error"] else self.finish(batch)
 
     def join(self) -> bool:
-        """Makes the job's file if all shards are there.
+        """Makes the job's file if all shards are there; a job may make more of it.
 
         Returns:
             Whether the job's file is there.
@@ -163,6 +169,7 @@ class Job(LightningModule, ABC):
         for temporary in (*self.folder.glob(".*.tmp"), *(self.folder / "shards").glob(".*.tmp")):
             temporary.unlink(missing_ok=True)
         if self.file.is_file():
+            self.join()
             return []
         shards = shards_of(len(self.manifest), self.shard_size)
         left = [shard for shard in shards if not self.shard(shard).is_file()]

@@ -1,0 +1,192 @@
+"""VideoNet (VITO section 3.2): videos curated to look like ImageNet, and what they are chosen from.
+
+`lightning-vssl predict --config recipes/jobs/curate.yaml` makes the first out of the second.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_vssl.curation.candidates import Candidates, read_table, seconds
+from lightning_vssl.curation.titles import ClassNames
+from lightning_vssl.data.clips import Clips
+from lightning_vssl.data.manifest import Entry
+from lightning_vssl.data.windows import Windows
+from lightning_vssl.datamodules.base import Split, VideoDataModule
+from lightning_vssl.datamodules.video_folder import VideoFolder
+
+
+class VideoNet(VideoDataModule):
+    """Curated videos: what a list keeps, or a folder of class directories.
+
+    There are training videos alone.
+
+    Args:
+        root: Folder of the videos.
+        manifest: List of the videos: the ``videonet.parquet`` of the curation job, or any CSV or
+            Parquet file with the columns ``path`` (absolute, or from ``root``) and ``class``, and
+            optionally ``kept`` (rows where it is false are left out), ``start`` and ``end``
+            (seconds). Classes are sorted, those without a video kept among them. None where the
+            folders right below ``root`` are the classes.
+        clips: Frames of a training sample; None for CtP's.
+        window: Crop of a training sample; None for CtP's.
+        eval_clips: Frames of an evaluation sample; None for CtP's ten clips.
+        eval_window: Crop of an evaluation sample; None for CtP's.
+        batch_size: Training samples per step over all processes together.
+        eval_batch_size: The same in evaluation; None for ``batch_size``.
+        num_workers: Processes per training process that read videos.
+        prefetch_factor: Batches that each of them holds ready.
+        seed: Where every draw of the data starts.
+        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
+        label_fraction: Share of the training videos of each class that are used.
+        video_fraction: Share of the training videos that are used, whatever their class.
+        boxes: Box file of the videos, which samples then carry; see `VideoDataModule`.
+        max_missing: Share of a split's videos that may lack their file, or their boxes.
+        max_unreadable: Share of them that may be broken.
+        verify: Decode every video in full when it is first listed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        manifest: Path | None = None,
+        clips: Clips | None = None,
+        window: Windows | None = None,
+        eval_clips: Clips | None = None,
+        eval_window: Windows | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        seed: int = 0,
+        cache_dir: Path | None = None,
+        label_fraction: float = 1.0,
+        video_fraction: float = 1.0,
+        boxes: Path | None = None,
+        max_missing: float = 0.25,
+        max_unreadable: float = 0.05,
+        verify: bool = False,
+    ) -> None:
+        super().__init__(
+            root,
+            clips=clips,
+            window=window,
+            eval_clips=eval_clips,
+            eval_window=eval_window,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            seed=seed,
+            cache_dir=cache_dir,
+            label_fraction=label_fraction,
+            video_fraction=video_fraction,
+            boxes=boxes,
+            max_missing=max_missing,
+            max_unreadable=max_unreadable,
+            verify=verify,
+        )
+        self.list = None if manifest is None else Path(manifest).expanduser()
+
+    def entries(self, split: Split) -> tuple[list[Entry], tuple[str, ...]]:
+        """The videos kept, in the order of the list; of a folder, sorted by path.
+
+        Raises:
+            FileNotFoundError: If there is no such list or folder.
+            ValueError: If the list is none, or a row of it is wrong.
+        """
+        if split != "train":
+            return [], ()
+        if self.list is None:
+            return VideoFolder(self.root).entries("train")
+        table = read_table(self.list, ("path", "class"), "videos")
+        classes = tuple(sorted(set(table.column("class").to_pylist()) - {None, ""}))
+        if "kept" in table.column_names:
+            table = table.filter(_kept(table.column("kept"), self.list))
+        labels = {name: label for label, name in enumerate(classes)}
+        starts, ends = (seconds(table, name, self.list) for name in ("start", "end"))
+        entries = []
+        for row, (path, owner) in enumerate(
+            zip(table.column("path").to_pylist(), table.column("class").to_pylist(), strict=True)
+        ):
+            if not path or not owner:
+                raise ValueError(f"{self.list}: kept video {row + 1} has no path or no class")
+            start = 0.0 if np.isnan(starts[row]) else float(starts[row])
+            entries.append(Entry(path, labels[owner], start, float(ends[row])))
+        return entries, classes
+
+
+class VideoCandidates(VideoDataModule):
+    """What curation chooses from: a table of videos, each found by a search for a class.
+
+    Missing and broken files are no error: the job records them.
+
+    Args:
+        root: Folder of the videos.
+        table: CSV or Parquet file of candidates; see `lightning_vssl.curation.candidates`.
+        classes: CSV file of the classes with the header ``class,names``, names parted by ``|``, in
+            the order of the classifier's outputs; None for the 1,000 classes of ImageNet with their
+            WordNet synonyms.
+        num_workers: Processes per process of the job that read videos.
+        prefetch_factor: Videos that each of them holds ready.
+        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
+        verify: Decode every video in full when it is first listed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        table: Path,
+        classes: Path | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        cache_dir: Path | None = None,
+        verify: bool = False,
+    ) -> None:
+        super().__init__(
+            root,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            cache_dir=cache_dir,
+            max_missing=1.0,
+            max_unreadable=1.0,
+            verify=verify,
+        )
+        self.table = Path(table).expanduser()
+        self.names = None if classes is None else Path(classes).expanduser()
+        self._found: Candidates | None = None
+
+    def candidates(self) -> Candidates:
+        """The table, read once; row i is row i of the manifest.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file or a row of it is wrong.
+        """
+        if self._found is None:
+            names = self.names
+            classes = ClassNames.imagenet() if names is None else ClassNames.read(names)
+            self._found = Candidates.read(self.table, classes)
+        return self._found
+
+    def entries(self, split: Split) -> tuple[list[Entry], tuple[str, ...]]:
+        """All candidates, in the order of the table, each with the class it was found for."""
+        if split != "train":
+            return [], ()
+        found = self.candidates()
+        columns = (found.paths.to_pylist(), found.labels.tolist())
+        spans = (found.starts.tolist(), found.ends.tolist())
+        return [Entry(*row) for row in zip(*columns, *spans, strict=True)], found.classes.ids
+
+
+def _kept(column: pa.ChunkedArray, file: Path) -> pa.Array:
+    """Which rows are kept, (N,) bool."""
+    words = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+    values = [value.lower() if isinstance(value, str) else value for value in column.to_pylist()]
+    strange = [value for value in values if value not in words]
+    if strange:
+        raise ValueError(f"{file}: kept is {strange[0]!r} in a row, and should be true or false")
+    return pa.array([words[value] for value in values], pa.bool_())
