@@ -68,6 +68,17 @@ def write_lines(path: Path, lines: Iterable[str], end: str = "\n") -> None:
         file.writelines(line + end for line in lines)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: The file; its folder is made if missing.
+        content: What it holds.
+    """
+    with _whole(path) as part:
+        part.write_bytes(content)
+
+
 def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Writes a folder of files, whole or not at all.
 

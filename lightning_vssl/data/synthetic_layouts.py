@@ -17,6 +17,7 @@ from lightning_vssl.data.synthetic_files import Layout, write_lines
 from lightning_vssl.data.synthetic_recognition import (
     DemoLayout,
     HMDB51Layout,
+    ImagesLayout,
     KineticsLayout,
     SomethingV1Layout,
     SomethingV2Layout,
@@ -26,6 +27,7 @@ from lightning_vssl.data.synthetic_recognition import (
 
 LayoutName = Literal[
     "demo",
+    "images",
     "ucf101",
     "hmdb51",
     "kinetics",
@@ -40,6 +42,7 @@ LayoutName = Literal[
 
 LAYOUTS: dict[LayoutName, type[Layout]] = {
     "demo": DemoLayout,
+    "images": ImagesLayout,
     "ucf101": UCF101Layout,
     "hmdb51": HMDB51Layout,
     "kinetics": KineticsLayout,

@@ -19,6 +19,7 @@ from lightning_vssl.data.synthetic_files import (
     jpeg,
     mpeg4,
     vp9,
+    write_bytes,
     write_folder,
     write_lines,
 )
@@ -61,6 +62,29 @@ class DemoLayout(Layout):
             motion, kind = self.labels(number)
             path = self.target(number).relative_to(self.root).as_posix()
             yield f"{path},{MOTIONS[motion]},{OBJECTS[kind]}"
+
+
+@dataclass(frozen=True)
+class ImagesLayout(Layout):
+    """ImageNet's folders: the middle frame of each video, as ``{train,val}/<Object>/*.JPEG``."""
+
+    name: ClassVar[str] = "images"
+
+    def target(self, number: int) -> Path:
+        """Names the file of the n-th image."""
+        split, index = self.place(number)
+        kind = OBJECTS[self.labels(number)[1]]
+        folder = "train" if split == "train" else "val"
+        return self.root / folder / kind / f"{kind}_{index:06d}.JPEG"
+
+    def write(self, number: int) -> None:
+        """Draws and encodes the n-th image."""
+        split, index = self.place(number)
+        frames = draw(self.seed, index, split).frames
+        write_bytes(self.target(number), jpeg(frames[len(frames) // 2], 95))
+
+    def finish(self) -> None:
+        """There are no lists: the folders tell."""
 
 
 @dataclass(frozen=True)

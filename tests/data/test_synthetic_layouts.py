@@ -120,6 +120,19 @@ def test_something_v2_is_vp9_in_webm_at_12_per_second(tmp_path):
     assert psnr(frames, drawn.frames) > 27
 
 
+def test_images_are_the_middle_frames_in_folders_of_their_object(tmp_path):
+    layout = LAYOUTS["images"](tmp_path, VIDEOS, 0)
+    for number in (0, next(iter(layout.split("test")))):
+        layout.write(number)
+        split, index = layout.place(number)
+        path = layout.target(number)
+        kind = OBJECTS[layout.labels(number)[1]]
+        folder = "train" if split == "train" else "val"
+        assert path.relative_to(tmp_path).as_posix() == f"{folder}/{kind}/{kind}_{index:06d}.JPEG"
+        frames = draw(0, index, split).frames
+        assert psnr(np.asarray(Image.open(path)), frames[len(frames) // 2]) > 30
+
+
 def test_kinetics_files_differ_in_size_rate_and_keyframes(tmp_path):
     layout = LAYOUTS["kinetics"](tmp_path, VIDEOS, 0)
     sizes, rates, keys = set(), set(), set()
@@ -147,7 +160,7 @@ def test_ucf101_has_both_rates(tmp_path, small):
 # --- lists --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["demo", "ucf101", "hmdb51", "kinetics", "vggsound"])
+@pytest.mark.parametrize("name", ["demo", "images", "ucf101", "hmdb51", "kinetics", "vggsound"])
 def test_no_two_videos_share_a_file_even_among_many(tmp_path, name):
     layout = LAYOUTS[name](tmp_path, 6_000, 0)
     assert len({layout.target(n) for n in range(6_000)}) == 6_000
