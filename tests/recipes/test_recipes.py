@@ -19,7 +19,13 @@ HERE = Path(__file__).parent
 RECIPES = HERE.parent.parent / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "overlay")
 OVERLAYS = sorted((RECIPES / "overlay").glob("*.yaml"))
-DATA = {"UCF101": "ucf101", "HMDB51": "hmdb51", "Kinetics": "kinetics"}
+DATA = {
+    "UCF101": "ucf101",
+    "HMDB51": "hmdb51",
+    "Kinetics": "kinetics",
+    "ImageFolder": "images",
+}
+COUNT = {"images": 40}  # fewer lack some test images' classes in training
 ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
 
 
@@ -75,13 +81,15 @@ def _somewhere_else(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
-    """Sixteen built-in videos in the layout of each dataset, made when first asked for."""
+    """Sixteen built-in videos or more in the layout of each dataset, made when first asked for."""
     made = {}
 
     def root(layout):
         if layout not in made:
             folder = tmp_path_factory.mktemp("videos") / layout
-            made[layout] = make_demo(folder, layout, videos=16, workers=1, progress=False)
+            made[layout] = make_demo(
+                folder, layout, videos=COUNT.get(layout, 16), workers=1, progress=False
+            )
         return str(made[layout])
 
     return root
@@ -220,7 +228,11 @@ class TestSmall:
 
 def pictures_of(settings):
     """Names of the pictures that a recipe's callbacks draw."""
-    drawn = {"TrackedPatches": "tracked_patches.png", "RegionPairs": "region_pairs.png"}
+    drawn = {
+        "TrackedPatches": "tracked_patches.png",
+        "RegionPairs": "region_pairs.png",
+        "AttentionMasks": "attention.png",
+    }
     kinds = [c["class_path"].rpartition(".")[2] for c in settings["trainer"]["callbacks"]]
     return [drawn[kind] for kind in kinds if kind in drawn]
 
