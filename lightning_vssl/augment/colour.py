@@ -187,25 +187,33 @@ def solarise(clips: Tensor, threshold: float = 0.5) -> Tensor:
     return torch.lerp(clips, 1 - clips, above)
 
 
-def _blur_matrix(weights: Tensor, size: int) -> Tensor:
-    """The blur of one axis, reflected at the borders, as matrices (N, size, size).
+Border = Literal["reflect", "zero"]
+
+
+def _blur_matrix(weights: Tensor, size: int, border: Border) -> Tensor:
+    """The blur of one axis as matrices (N, size, size).
 
     Args:
         weights: The right half of the kernel from its centre on, with a 0 after it, (N, r + 2).
-        size: Length of the axis, more than r.
+        size: Length of the axis; with ``reflect`` more than r.
+        border: What the kernel finds beyond the borders.
     """
     last = weights.shape[1] - 1
     at = torch.arange(size, device=weights.device)
     total = at[:, None] + at
     matrix = weights[:, (at[:, None] - at).abs().clamp(max=last)]
+    if border == "zero":
+        return matrix
     # What the kernel finds beyond a border lies mirrored inside, the border itself excepted.
     before = weights[:, total.clamp(max=last)] * (at > 0)
     after = weights[:, (2 * (size - 1) - total).clamp(max=last)] * (at < size - 1)
     return matrix + before + after
 
 
-def gaussian_blur(clips: Tensor, sigma: Tensor, kernel: int = 23) -> Tensor:
-    """Blurs with a Gaussian, borders reflected: torchvision's and kornia's blur.
+def gaussian_blur(
+    clips: Tensor, sigma: Tensor, kernel: int = 23, border: Border = "reflect"
+) -> Tensor:
+    """Blurs with a Gaussian: torchvision's and kornia's blur, or BYOL's.
 
     Two matrix products per clip. Where TF32 is allowed they are exact to 5e-4.
 
@@ -213,15 +221,17 @@ def gaussian_blur(clips: Tensor, sigma: Tensor, kernel: int = 23) -> Tensor:
         clips: Clips in [0, 1].
         sigma: Standard deviation in pixels, above 0, (N,).
         kernel: Taps of the kernel, odd.
+        border: What lies beyond the borders: the picture ``reflect``-ed (torchvision, kornia), or
+            ``zero``, black, which darkens the rim (BYOL).
 
     Raises:
-        ValueError: If the kernel is even, or reaches over the whole frame.
+        ValueError: If the kernel is even, or, reflected, reaches over the whole frame.
     """
     height, width = clips.shape[-2:]
     radius = kernel // 2
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel must be odd and positive, got {kernel}")
-    if radius >= min(height, width):
+    if border == "reflect" and radius >= min(height, width):
         raise ValueError(
             f"kernel={kernel} reaches over a whole frame of {height} x {width}; it must be at "
             f"most {2 * min(height, width) - 1}"
@@ -229,8 +239,8 @@ def gaussian_blur(clips: Tensor, sigma: Tensor, kernel: int = 23) -> Tensor:
     with torch.autocast(clips.device.type, enabled=False):
         taps = get_gaussian_kernel1d(kernel, sigma.to(clips)[:, None])  # (N, kernel)
         half = torch.nn.functional.pad(taps[:, radius:], (0, 1))  # (N, radius + 2)
-        across = _blur_matrix(half, width).mT  # (N, W, W)
-        down = _blur_matrix(half, height)  # (N, H, H)
+        across = _blur_matrix(half, width, border).mT  # (N, W, W)
+        down = _blur_matrix(half, height, border)  # (N, H, H)
         rows = torch.bmm(clips.reshape(len(clips), -1, width), across)  # (N, 3 * T * H, W)
         rows = rows.view(len(clips), -1, height, width)
         return torch.matmul(down[:, None], rows).view(clips.shape)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vssl.augment.colour import (
+    Border,
     Semantics,
     gaussian_blur,
     greyscale,
@@ -276,7 +277,8 @@ class VideoViews(_RandomViews):
         contrast: Factor within 1 plus or minus this.
         saturation: Factor within 1 plus or minus this.
         hue: Turn of the colour circle, plus or minus this, at most 0.5.
-        semantics: What the four mean, see `lightning_vssl.augment.colour.jitter`.
+        semantics: What the four mean, see `lightning_vssl.augment.colour.jitter`; with ``byol`` the
+            blur finds black beyond the borders, otherwise the picture reflected.
         grey: Probability of losing all colour.
         blur: Probability of the blur.
         blur_kernel: Taps of its kernel, odd.
@@ -362,7 +364,8 @@ class VideoViews(_RandomViews):
         clips = on_chosen(clips, chosen["grey"], greyscale)
 
         def blurred(some: Tensor, sigma: Tensor) -> Tensor:
-            return gaussian_blur(some, sigma, self.blur_kernel)
+            border: Border = "zero" if self.semantics == "byol" else "reflect"
+            return gaussian_blur(some, sigma, self.blur_kernel, border)
 
         clips = on_chosen(clips, chosen["blur"], blurred, parameters["sigma"])
         return on_chosen(

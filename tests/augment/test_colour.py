@@ -106,6 +106,21 @@ def test_blur_reflects_at_the_borders_as_the_slow_sum_does():
     assert result[0, 0, 0, 4].tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [5, 23, 31])
+def test_byol_blur_finds_black_beyond_the_borders(kernel):
+    clips = _clips(2, frames=1, height=25, width=31)[:, :, 0]
+    sigma = [0.3, 2.0]
+    result = colour.gaussian_blur(clips, torch.tensor(sigma), kernel, "zero")
+    at = torch.arange(-(kernel // 2), kernel // 2 + 1).double()
+    for i in range(2):
+        taps = torch.exp(-(at**2) / (2 * sigma[i] ** 2))
+        taps = taps / taps.sum()
+        frame = clips[i].double()[:, None]  # (3, 1, H, W)
+        for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
+            frame = torch.nn.functional.conv2d(frame, taps.view(shape), padding="same")
+        _close(result[i], frame[:, 0], 1e-6)
+
+
 @pytest.mark.parametrize("kernel", [0, 4, 27])
 def test_blur_refuses_a_kernel_that_does_not_fit(kernel):
     with pytest.raises(ValueError, match="kernel"):

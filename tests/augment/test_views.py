@@ -1,5 +1,6 @@
 """Views: same keys same bytes, replay, what follows a flip, and how often things happen."""
 
+import colorsys
 import math
 
 import pytest
@@ -164,6 +165,84 @@ def test_video_views_equal_torchvision_on_the_parameters_drawn():
             # A value at the threshold may fall on either side of it.
             wrong = (result["views"][b, v] - expected).abs() > 1e-4
             assert wrong.sum() <= (3 if own["solarise"] else 0)
+
+
+def _hsv(pixels, change):
+    """Changes (h, s, v) of every pixel of a clip (T, 3, H, W), in float64."""
+    flat = pixels.permute(0, 2, 3, 1).reshape(-1, 3).tolist()
+    made = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*pixel))) for pixel in flat]
+    frames, _, height, width = pixels.shape
+    return torch.tensor(made).double().view(frames, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _byol_blur(clip, sigma, kernel):
+    """A separable convolution with 'SAME' padding, zeros beyond the borders."""
+    at = torch.arange(-(kernel // 2), kernel // 2 + 1).double()
+    taps = torch.exp(-(at**2) / (2 * sigma**2))
+    taps = (taps / taps.sum()).repeat(3, 1, 1, 1)  # (3, 1, 1, K)
+    clip = nn.functional.conv2d(clip, taps, padding="same", groups=3)
+    return nn.functional.conv2d(clip, taps.mT, padding="same", groups=3)
+
+
+def test_byol_views_equal_their_definition_on_the_parameters_drawn():
+    # In float64 from the definition: flip, jitter in the order drawn with a clamp after each part,
+    # grey, blur, solarise, normalise.
+    batch = _batch(6, frames=1)
+    augment = VideoViews(
+        MEAN, STD, saturation=0.2, semantics="byol", grey=0.3, blur=(1.0, 0.5), solarise=(0.0, 0.5)
+    )
+    result = augment(batch)
+    drawn = result["views_params"]
+    for name in ("flip", "jitter", "grey", "blur", "solarise"):
+        assert 0 < drawn[name].sum() < 12, name
+    parts = [
+        lambda x, delta: x + delta,
+        lambda x, factor: factor * (x - x.mean((2, 3), True)) + x.mean((2, 3), True),
+        lambda x, factor: _hsv(x, lambda h, s, v: (h, min(max(s * factor, 0), 1), v)),
+        lambda x, delta: _hsv(x, lambda h, s, v: ((h + delta) % 1.0, s, v)),
+    ]
+    weights = torch.tensor([0.2989, 0.5870, 0.1140]).double()
+    for b in range(6):
+        for v in range(2):
+            own = {name: value[b, v].tolist() for name, value in drawn.items()}
+            clip = batch["video"][b, v].double() / 255  # (T, 3, H, W)
+            clip = clip.flip(-1) if own["flip"] else clip
+            for index in own["order"] if own["jitter"] else []:
+                clip = parts[index](clip, own["values"][index]).clamp(0, 1)
+            if own["grey"]:
+                clip = torch.einsum("tchw,c->thw", clip, weights)[:, None].repeat(1, 3, 1, 1)
+            if own["blur"]:
+                clip = _byol_blur(clip, own["sigma"], 23)
+            if own["solarise"]:
+                clip = torch.where(clip < 0.5, clip, 1 - clip)
+            expected = (clip - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+            wrong = (result["views"][b, v] - expected.transpose(0, 1)).abs() > 1e-4
+            # A value at the threshold may fall on either side of it.
+            assert wrong.sum() <= (3 if own["solarise"] else 0)
+
+
+def test_byols_two_views_have_its_chances_and_ranges():
+    keys = torch.tensor([sample_key(3, 0, i) for i in range(20_000)])
+    drawn = VideoViews(saturation=0.2, semantics="byol", blur=(1.0, 0.1), solarise=(0.0, 0.2)).draw(
+        keys, 2
+    )
+    chances = {
+        "flip": (0.5, 0.5),
+        "jitter": (0.8, 0.8),
+        "grey": (0.2, 0.2),
+        "blur": (1.0, 0.1),
+        "solarise": (0.0, 0.2),
+    }
+    for name, wanted in chances.items():
+        assert drawn[name].float().mean(0).tolist() == pytest.approx(wanted, abs=0.015), name
+    low, high = drawn["values"].amin((0, 1)), drawn["values"].amax((0, 1))
+    assert low.tolist() == pytest.approx([-0.4, 0.6, 0.8, -0.1], abs=1e-3)
+    assert high.tolist() == pytest.approx([0.4, 1.4, 1.2, 0.1], abs=1e-3)
+    assert (drawn["sigma"].min() >= 0.1) & (drawn["sigma"].max() <= 2.0)
+    orders = drawn["order"].flatten(0, 1) @ torch.tensor([64, 16, 4, 1])
+    _, counts = orders.unique(return_counts=True)
+    assert len(counts) == 24
+    assert counts.double().div(40_000 / 24).sub(1).abs().max() < 0.12
 
 
 def test_fine_tune_views_equal_ctps_formulas_on_the_parameters_drawn():
