@@ -9,7 +9,6 @@ which seconds are meant.
 
 import csv
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -85,26 +85,12 @@ class Candidates:
         paths, titles, queries = (_text(table, name, file) for name in _COLUMNS)
         starts, ends = (seconds(table, name, file) for name in _SPAN)
         starts = np.where(np.isnan(starts), 0.0, starts)
-        known: dict[str, int] = {}
-        labels = np.empty(len(table), np.int64)
-        seen: dict[tuple[object, ...], int] = {}
-        for row, (path, query) in enumerate(
-            zip(paths.to_pylist(), queries.to_pylist(), strict=True)
-        ):
-            where = f"{file}, row {row + 1} ({path or 'no path'})"
-            if not path:
-                raise ValueError(f"{where}: the path is empty")
-            if query not in known:
-                known[query] = _label(classes.label, query.strip(), where)
-            labels[row] = known[query]
-            if not 0 <= starts[row] < (np.inf if np.isnan(ends[row]) else ends[row]):
-                raise ValueError(
-                    f"{where}: start {starts[row]:g} and end {ends[row]:g} are no seconds of a "
-                    "video: 0 or more, and end behind start"
-                )
-            same = seen.setdefault((path, known[query], float(starts[row])), row)
-            if same != row:
-                raise ValueError(f"{where}: stands in row {same + 1} already, for the same class")
+        where = _Where(file, paths)
+        where.refuse(pc.equal(paths, ""), "the path is empty")
+        labels = _labels(queries, classes, where)
+        wrong = ~((starts >= 0) & (starts < np.where(np.isnan(ends), np.inf, ends)))
+        where.refuse(wrong, "start and end are no seconds of a video: 0 or more, end behind start")
+        where.refuse(_again(paths, labels, starts), "stands above already, for the same class")
         return cls(classes, paths, titles, labels, starts, ends)
 
 
@@ -214,8 +200,41 @@ def _text(table: pa.Table, name: str, file: Path) -> pa.Array:
     return column.cast(pa.large_string()).combine_chunks().fill_null("")
 
 
-def _label(find: Callable[[str], int], query: str, where: str) -> int:
-    try:
-        return find(query)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+class _Where:
+    """Names the first wrong row of a table."""
+
+    def __init__(self, file: Path, paths: pa.Array) -> None:
+        self._file = file
+        self._paths = paths
+
+    def refuse(self, wrong: pa.Array | npt.NDArray[np.bool_], why: str) -> None:
+        """Raises if any row, of (N,) bool, is wrong."""
+        rows = np.flatnonzero(np.asarray(wrong))
+        if len(rows):
+            path = self._paths[int(rows[0])].as_py() or "no path"
+            raise ValueError(f"{self._file}, row {rows[0] + 1} ({path}): {why}")
+
+
+def _labels(queries: pa.Array, classes: ClassNames, where: _Where) -> npt.NDArray[np.int64]:
+    """The class of each row, (N,)."""
+    coded = queries.dictionary_encode()
+    own = coded.indices.to_numpy()
+    labels = np.empty(len(coded.dictionary), np.int64)
+    for code, query in enumerate(coded.dictionary.to_pylist()):
+        try:
+            labels[code] = classes.label(query.strip())
+        except ValueError as error:
+            where.refuse(own == code, str(error))
+    found: npt.NDArray[np.int64] = labels[own]
+    return found
+
+
+def _again(
+    paths: pa.Array, labels: npt.NDArray[np.int64], starts: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Which rows an earlier one equals, (N,) bool."""
+    rows = {"path": paths, "label": labels, "start": starts, "row": np.arange(len(labels))}
+    groups = pa.table(rows).group_by(["path", "label", "start"]).aggregate([("row", "min")])
+    again = np.ones(len(labels), np.bool_)
+    again[groups.column("row_min").to_numpy()] = False
+    return again

@@ -205,7 +205,7 @@ class TestCandidates:
             ("a,t,crane\n", r"row 1 \(a\): several classes are called 'crane': give n2 or n3"),
             ("a,t,\n", r"row 1 \(a\): unknown class ''"),
             ("a,t,n1\n,t,n1\n", r"row 2 \(no path\): the path is empty"),
-            ("a,t,n1\na,t,n2\na,u,tench\n", r"row 3 \(a\): stands in row 1 already"),
+            ("a,t,n1\na,t,n2\na,u,tench\n", r"row 3 \(a\): stands above already"),
             ("a,t\n", r"candidates.csv cannot be read as a table: .*Expected 3 columns, got 2"),
             ("", "lists no candidates"),
         ],
@@ -219,8 +219,8 @@ class TestCandidates:
         ("span", "message"),
         [
             ("x,", r"row 1: start 'x' is no number of seconds"),
-            ("-1,", r"row 1 \(a\): start -1 and end nan"),
-            ("5,5", r"row 1 \(a\): start 5 and end 5"),
+            ("-1,", r"row 1 \(a\): start and end are no sec"),
+            ("5,5", r"row 1 \(a\): start and end are no sec"),
         ],
     )
     def test_wrong_seconds(self, tmp_path, span, message):

@@ -6,9 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from lightning_vssl import cli
 from lightning_vssl.data.boxes import BoxFile
@@ -245,11 +248,31 @@ def pictures_of(settings):
     return [drawn[kind] for kind in kinds if kind in drawn]
 
 
+def lay_out(settings, root):
+    """Puts beside the videos what a job reads besides them, where its recipe says."""
+    if settings["data"]["class_path"].endswith("VideoCandidates"):
+        table = Path(settings["data"]["init_args"]["table"])
+        table.parent.mkdir(parents=True)
+        files = [file.relative_to(root).as_posix() for file in sorted(root.rglob("*.mp4"))]
+        rows = [f"{file},{('Tench', 'trout')[i % 2]} {i},n01440764" for i, file in enumerate(files)]
+        table.write_text("\n".join(["path,title,class", *rows]))
+        classifier = settings["model"]["init_args"]["classifier"]["init_args"]
+        weights = timm.create_model(classifier["network"]).state_dict()
+        save_file(weights, classifier["weights"])
+
+
 def check_job(folder):
     """A job's file is whole, and what it leaves behind is what a training recipe takes."""
+    told = json.loads((folder / "job.json").read_text())
+    if told["job"] == "CurateJob":
+        rows = pq.read_table(folder / "videonet.parquet").to_pylist()
+        assert [row["reason"] == "title" for row in rows] == [False, True] * 8
+        assert {row["reason"] for row in rows[::2]} <= {"", "class"}
+        assert (folder / "balance.png").is_file()
+        return
     boxes = BoxFile(folder / "boxes.parquet", cache_dir=folder.parent)
     assert boxes.videos == 8  # of the sixteen, for training
-    assert boxes.parameters.items() <= json.loads((folder / "job.json").read_text()).items()
+    assert boxes.parameters.items() <= told.items()
 
 
 def check_checkpoint(path, steps):
