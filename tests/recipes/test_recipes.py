@@ -209,6 +209,7 @@ class TestSmall:
         if kind != "ClickMe":
             words += ["--data.cache_dir", str(tmp_path / "cache")]
         if command == "predict":
+            lay_out(settings, Path(root))
             cli.main([command, *words])
             check_job(tmp_path / settings["trainer"]["default_root_dir"] / "seed0")
             return
