@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-import torch
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -202,9 +201,8 @@ def _build(
 
 def _family(name: str) -> type[nn.Module] | None:
     """Which of the families with stages of our own a network belongs to."""
-    with torch.device("meta"):
-        net = timm.create_model(name, num_classes=0)
-    return next((kind for kind in (ResNet, SwinTransformer) if type(net) is kind), None)
+    module = timm.model_entrypoint(name).__module__
+    return next((kind for kind in (ResNet, SwinTransformer) if kind.__module__ == module), None)
 
 
 def _resnet(
@@ -227,12 +225,6 @@ def _resnet(
 def _swin(
     name: str, width: int | None, depth: Sequence[int] | None, drop_path: float | None
 ) -> _Built:
-    if width is not None:
-        with torch.device("meta"):
-            whole: Any = timm.create_model(name)
-        heads = whole.layers[0].blocks[0].attn.num_heads
-        if width % heads:
-            raise ValueError(f"width must be a multiple of {name}'s {heads} heads, got {width}")
     net: Any = timm.create_model(
         name,
         num_classes=0,
@@ -242,6 +234,9 @@ def _swin(
         drop_path_rate=drop_path,
         strict_img_size=False,
     )
+    heads = net.layers[0].blocks[0].attn.num_heads
+    if width is not None and width % heads:
+        raise ValueError(f"width must be a multiple of {name}'s {heads} heads, got {width}")
     info = [net.feature_info[0], *net.feature_info]  # the patches are as layer1
     channels, strides = ([one[key] for one in info] for key in ("num_chs", "reduction"))
     return _Built(net, _named(channels), _named(strides), _SWIN, last=True)
@@ -254,8 +249,7 @@ def _any(name: str, drop_path: float | None) -> _Built:
         raise ValueError(
             f"timm gives no feature maps of {name} as asked for (drop_path={drop_path}): {error}"
         ) from error
-    with torch.device("meta"):
-        whole = timm.create_model(name)
+    whole = timm.create_model(name, num_classes=0)
     channels, strides = net.feature_info.channels(), net.feature_info.reduction()
     own = list(net.state_dict())
     left_out = [
