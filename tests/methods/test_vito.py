@@ -167,7 +167,13 @@ class _Watched(VITO):
         self.after = [*getattr(self, "after", []), copy.deepcopy(self.target.state_dict())]
 
 
-def fit(method: nn.Module, folder: object, steps: int, **options: object) -> Trainer:
+def fit(
+    method: nn.Module,
+    folder: object,
+    steps: int,
+    data: LightningDataModule | None = None,
+    **options: object,
+) -> Trainer:
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
@@ -179,7 +185,7 @@ def fit(method: nn.Module, folder: object, steps: int, **options: object) -> Tra
         default_root_dir=folder,
         **options,
     )
-    trainer.fit(method, datamodule=_Data(method.views))
+    trainer.fit(method, datamodule=data or _Data(method.views))
     return trainer
 
 
@@ -212,6 +218,25 @@ def test_momentum_at_every_step_and_what_it_moves(tmp_path: object, accumulate: 
     assert trainer.logged_metrics["train/momentum"] == pytest.approx(
         1 - 0.01 * (1 + math.cos(math.pi * 5 / 6)) / 2
     )
+
+
+class _Clips(_Data):
+    """Held-out videos come as two clips of eight frames."""
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        held_out = _Frames(2)
+        held_out.made["video"] = held_out.made["video"].repeat(1, 1, 8, 1, 1, 1)
+        held_out.made["time"] = torch.arange(8.0).expand(8, 2, 8)
+        return DataLoader(held_out, batch_size=4)
+
+
+@pytest.mark.parametrize("kind", [VITO, MoCLR])
+def test_validation_takes_frames_of_clips(tmp_path: object, kind: type) -> None:
+    method = small(kind, lr_batch=None)
+    trainer = fit(method, tmp_path, 2, data=_Clips(method.views))
+    loss = trainer.callback_metrics["val/loss"]
+    assert torch.isfinite(loss)
+    assert loss > 0
 
 
 def test_a_run_without_end_is_refused(tmp_path: object) -> None:
