@@ -18,6 +18,7 @@ synonym", and no more is done than that.
 """
 
 import csv
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +42,10 @@ def words(text: str) -> str:
         The words with one blank before, between and after them, so that ``words(name) in
         words(title)`` says whether a name is contained; empty where there is no word.
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    text = text.casefold()
+    if text.isascii():  # most are: ten times faster
+        found = re.findall("[a-z0-9]+", text.lower())
+        return f" {' '.join(found)} " if found else ""
+    text = unicodedata.normalize("NFKC", text).casefold()
     if not text.isascii():
         apart = unicodedata.normalize("NFKD", text)
         kept = (c for c in apart if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
