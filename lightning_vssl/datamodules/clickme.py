@@ -117,6 +117,7 @@ class ClickMe(LightningDataModule):
         size: Side of pictures and maps in pixels.
         batch_size: Pictures per step over all processes together.
         num_workers: Processes per process that read pictures.
+        prefetch_factor: Batches that each of them holds ready.
 
     Raises:
         ValueError: If a number is below 1 or the split is unknown.
@@ -130,6 +131,7 @@ class ClickMe(LightningDataModule):
         size: int = 224,
         batch_size: int = 64,
         num_workers: int = 0,
+        prefetch_factor: int = 2,
     ) -> None:
         super().__init__()
         if split not in ("val", "train"):
@@ -142,6 +144,7 @@ class ClickMe(LightningDataModule):
         self.size = size
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
         self._pictures: _Pictures | None = None
 
     def setup(self, stage: str) -> None:
@@ -176,5 +179,6 @@ class ClickMe(LightningDataModule):
             self._pictures,
             batch_size=self.batch_size // ranks,
             num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )

@@ -86,7 +86,12 @@ def test_the_grid_equals_a_run_of_each_rate_and_leaves_the_backbone_alone(tmp_pa
     assert result["selection"]["by"].startswith("highest top1 on the validation set")
     training = result["protocol"]["training"]
     assert training["optimizer"]["class"] == "SGD"
-    assert training["schedule"] == {"class": "Cosine", "warmup_epochs": 0.0, "final": 0.0}
+    assert training["schedule"] == {
+        "class": "Cosine",
+        "warmup_epochs": 0.0,
+        "final": 0.0,
+        "warmup_steps": 0,
+    }
     assert training["epochs"] == 3
 
 
