@@ -1,12 +1,12 @@
 """What every method shares: where views are made, the optimiser, what a checkpoint carries."""
 
-import logging
 from typing import Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -16,8 +16,6 @@ from lightning_vssl.backbones.weights import stamp
 from lightning_vssl.optim import Decay, Schedule, parameter_groups, scheduled
 
 Batch = dict[str, Tensor]
-
-_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -109,9 +107,8 @@ class Method(LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] *= batch / self.lr_batch
             rate = optimizer.param_groups[0]["lr"]
-            _log.info(
-                "learning rate %g for a batch of %d (lr_batch %d)", rate, batch, self.lr_batch
-            )
+            if batch != self.lr_batch:
+                rank_zero_info(f"learning rate {rate:g}: scaled to the batch of {batch}")
         return scheduled(optimizer, self.schedule, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:

@@ -497,7 +497,9 @@ def test_another_collection_in_the_folder_is_refused(tmp_path, small):
 def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"videos must be in 16\.\.100000, got 8"):
         make_demo(tmp_path, videos=8)
-    with pytest.raises(ValueError, match=r"layout must be one of demo, images, ucf101, .* got 'imagenet'"):
+    with pytest.raises(
+        ValueError, match=r"layout must be one of demo, images, ucf101, .* got 'imagenet'"
+    ):
         make_demo(tmp_path, "imagenet")
     with pytest.raises(ValueError, match=r"workers must be at least 1 .* got 0"):
         make_demo(tmp_path, workers=0)
