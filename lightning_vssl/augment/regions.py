@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_vssl.augment.views import Parameters, VideoViews
+from lightning_vssl.augment.views import Parameters, VideoViews, view_keys
 from lightning_vssl.nn.keyed import uniform
 
 _LEFT, _TOP, _WIDTH, _SHAPE = 48, 49, 50, 51  # streams of the keyed generator
-_NEXT_VIEW = 0x5851F42D4C957F2D
 
 
 class RandomBoxes(nn.Module):
@@ -57,8 +56,7 @@ class RandomBoxes(nn.Module):
         Returns:
             (B, V, 1, N, 4) float32, xyxy in pixels, for all frames of a view alike.
         """
-        offsets = torch.arange(views, device=key.device) * _NEXT_VIEW
-        keys = (key[:, None] ^ offsets).flatten()  # (B * V,)
+        keys = view_keys(key, views)  # (B * V,)
         left, top, w, ratio = (
             uniform(keys, self.count, stream) for stream in (_LEFT, _TOP, _WIDTH, _SHAPE)
         )

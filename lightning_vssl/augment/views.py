@@ -56,6 +56,20 @@ def _check_probability(name: str, value: float | Sequence[float]) -> None:
         raise ValueError(f"{name} must be a probability in [0, 1], or one per view, got {value}")
 
 
+def view_keys(key: Tensor, views: int) -> Tensor:
+    """Gives every view a key: view 0 has the sample's own.
+
+    Args:
+        key: Keys of the samples, (B,) int64.
+        views: Views V per sample.
+
+    Returns:
+        (B * V,) int64, the views of a sample one after the other.
+    """
+    offsets = torch.arange(views, device=key.device) * _NEXT_VIEW
+    return (key[:, None] ^ offsets).flatten()
+
+
 def flip_boxes(boxes: Tensor, width: int) -> Tensor:
     """Mirrors boxes (..., 4), xyxy in pixels, in frames of ``width``; missing ones stay NaN."""
     x1, y1, x2, y2 = boxes.unbind(-1)
@@ -176,9 +190,7 @@ class _RandomViews(_Normalising, ABC):
         Returns:
             The parameters by name, (B, V) or (B, V, 4) each; ``flip`` (bool) is always there.
         """
-        # View 0 has the sample's own key, the others one of their own.
-        offsets = torch.arange(views, device=key.device) * _NEXT_VIEW
-        keys = (key[:, None] ^ offsets).flatten()  # (B * V,)
+        keys = view_keys(key, views)
         drawn = {"flip": uniform(keys, 1, _FLIP)[:, 0] < self.flip, **self._draw(keys, views)}
         return {name: value.view(-1, views, *value.shape[1:]) for name, value in drawn.items()}
 

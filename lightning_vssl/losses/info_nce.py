@@ -15,7 +15,8 @@ from lightning_vssl.nn.gather import gather, rank
 Negatives = Literal["all", "same"]
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Brings vectors (..., D) to length 1, in float32 at least."""
     wide = x if x.dtype == torch.float64 else x.float()
     return F.normalize(wide, dim=-1)
 
@@ -51,9 +52,9 @@ def info_nce_logits(
             f"query and key must have one shape; got {tuple(query.shape)} and {tuple(key.shape)}."
         )
     with torch.autocast(query.device.type, enabled=False):
-        q = _unit(query)
-        positive = (q * _unit(key)).sum(dim=1, keepdim=True)  # (B, 1)
-        return torch.cat([positive, q @ _unit(negatives).T], dim=1) / temperature
+        q = unit(query)
+        positive = (q * unit(key)).sum(dim=1, keepdim=True)  # (B, 1)
+        return torch.cat([positive, q @ unit(negatives).T], dim=1) / temperature
 
 
 def info_nce(
@@ -117,7 +118,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape; got {tuple(a.shape)}, {tuple(b.shape)}.")
     with torch.autocast(a.device.type, enabled=False):
-        one, two = _unit(a), _unit(b)
+        one, two = unit(a), unit(b)
         all_one, all_two = gather(torch.stack([one, two], dim=1)).unbind(
             dim=1
         )  # (B_global, D) each
@@ -174,7 +175,7 @@ def multi_view_info_nce(
         )
     videos, views, _ = online.shape
     with torch.autocast(online.device.type, enabled=False):
-        z, own = _unit(online), _unit(target.detach())
+        z, own = unit(online), unit(target.detach())
         everyone = gather(own)  # (B_global, V, D)
         if len(everyone) < 2:
             raise ValueError("a batch of one video has no negatives; take at least two.")

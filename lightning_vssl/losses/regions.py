@@ -6,13 +6,9 @@ autocast (float64 stays). Letters: B videos, N and M regions, D channels.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from lightning_vssl.losses.info_nce import unit
 from lightning_vssl.nn.gather import all_reduce_sum, gather, rank, world_size
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 @torch.no_grad()
@@ -31,7 +27,7 @@ def nearest_regions(regions: Tensor, others: Tensor, valid: Tensor) -> Tensor:
         Index into M, (B, N) int64; 0 where a video has none.
     """
     with torch.autocast(regions.device.type, enabled=False):
-        likeness = _unit(regions) @ _unit(others).transpose(1, 2)  # (B, N, M)
+        likeness = unit(regions) @ unit(others).transpose(1, 2)  # (B, N, M)
     return likeness.masked_fill(~valid[:, None], -torch.inf).argmax(dim=-1)
 
 
@@ -68,7 +64,7 @@ def region_info_nce(
     _check(predicted, targets, pairs, valid, valid_targets, temperature)
     videos = len(predicted)
     with torch.autocast(predicted.device.type, enabled=False):
-        z, h = _unit(predicted), _unit(targets)
+        z, h = unit(predicted), unit(targets)
         h = torch.where(valid_targets[..., None], h, 0)  # what is missing may be anything
         everyone, there = gather(h), gather(valid_targets)  # (B_global, M, D), (B_global, M)
         own = h.gather(1, pairs[..., None].expand(-1, -1, h.shape[-1]))  # (B, N, D)

@@ -158,6 +158,19 @@ def test_dense_loss_takes_every_voxel_of_the_frame() -> None:
     ]
 
 
+def test_c4p_is_the_stage_before_the_last_averaged_two_by_two() -> None:
+    method = small(y=False, endpoint="c4p").double().eval()
+    clips = augmented(method)["views"][:, 0]
+    whole, local = method.maps(clips)
+    trunk = method.backbone.features(clips, ("layer3",))["layer3"]  # (B, C, T, 4, 4)
+    assert torch.allclose(whole, method.backbone(clips))
+    for y in range(2):
+        for x in range(2):
+            mean = trunk[..., 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((3, 4))
+            expected = mean / mean.norm(dim=1, keepdim=True)
+            assert torch.allclose(local[..., y, x], expected, atol=1e-12)
+
+
 def test_gradients_flow_into_targets_and_context() -> None:
     """No stop-gradient anywhere: the local loss of view a alone moves what view b's map is."""
     method = small().double()
