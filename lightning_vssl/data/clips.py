@@ -10,18 +10,26 @@ resampled: the frame shown at each tick of that rate.
 """
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 Times = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Short = Literal["clamp", "loop", "error"]
 """What to do where a clip is longer than its video: repeat the last frame, start over from the
 first frame, or raise ValueError."""
+
+Distance = Literal["varying", "constant", "zero", "curriculum"]
+"""How far apart in time two clips start; see `TrackedClips`."""
+
+ALWAYS = sys.maxsize
+"""An epoch after any curriculum."""
 
 
 class Clips(ABC):
@@ -357,6 +365,227 @@ class FrameViews(Clips):
         else:
             parts = draws if self.spacing == "marginal" else (order + draws) / self.views
         return _shown(times, start + parts * length)[:, None]  # (V, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedClips(Clips):
+    """Clips in which the object of the video is seen (PreViTS section 3.2).
+
+    A query and a key window are drawn uniformly from all pairs of windows that lie in the video's
+    tube and are as far apart as ``distance`` asks. That is the law of drawing two windows
+    anywhere until both are in the tube, without the tries (the authors' code gives up after 100).
+    Where the object is seen in fewer than ``min_tracked`` frames, or no pair fits, both windows
+    are drawn anywhere, and the sample is not one of the tube; so they are without tubes.
+
+    Args:
+        distance: Distance from the start of the query to that of the key, before or after it
+            (PreViTS section 4.6 and Table 7a): ``varying``, any; ``constant``, ``gap``; ``zero``,
+            none: both show the same frames; ``curriculum``, at most a share of the longest there
+            is in the video, ``(epoch + 1) / relax``, from short to any as the caption of Table 7
+            has it (its text has no such thing, nor has the authors' code).
+        gap: Seconds of ``constant``. The authors' code has 50 frames.
+        relax: Epochs of ``curriculum`` until any distance is allowed.
+        inside: What must be in the tube: every frame of a window, as the paper says, or the
+            middle frame of each clip, as the authors' code checks.
+        min_tracked: Frames of a video in which the object must be seen.
+        short: What to do where a window is longer than its video.
+    """
+
+    distance: Distance = "varying"
+    gap: float = 1.7
+    relax: int = 100
+    inside: Literal["clip", "middle"] = "clip"
+    min_tracked: int = 60
+    short: Short = "loop"
+
+    def __post_init__(self) -> None:
+        _positive(gap=self.gap, relax=self.relax, min_tracked=self.min_tracked)
+        if self.distance not in get_args(Distance):
+            raise ValueError(
+                f"distance={self.distance!r}: choose one of {', '.join(get_args(Distance))}"
+            )
+        if self.inside not in ("clip", "middle"):
+            raise ValueError(f"inside={self.inside!r}: choose clip or middle")
+
+    @property
+    @abstractmethod
+    def window(self) -> int:
+        """Frames of a window."""
+
+    @property
+    @abstractmethod
+    def middles(self) -> Indices:
+        """Where the middle frames of a window's clips are, counted from its first frame."""
+
+    @abstractmethod
+    def clips_of(self, query: int, key: int, coin: float) -> Indices:
+        """The frames of the clips.
+
+        Args:
+            query: First frame of the query's window.
+            key: First frame of the key's window.
+            coin: A number in [0, 1).
+
+        Returns:
+            Frame numbers, (V, T), not yet brought into a short video.
+        """
+
+    def sample(self, times: Times, rng: np.random.Generator) -> Indices:
+        """Chooses frames anywhere; see `Clips.sample`."""
+        return self.draw(times, None, rng)[0]
+
+    def draw(
+        self, times: Times, tracked: Bools | None, rng: np.random.Generator, epoch: int = ALWAYS
+    ) -> tuple[Indices, bool]:
+        """Chooses frames inside a tube.
+
+        Args:
+            times: Presentation times, (N,) seconds, increasing.
+            tracked: Whether the object is seen in each frame, (N,); None without tubes.
+            rng: The source of every draw; two numbers are drawn.
+            epoch: The epoch, from 0, for ``curriculum``.
+
+        Returns:
+            Frame indices in [0, N), (V, T), and whether they were drawn in the tube.
+
+        Raises:
+            ValueError: If the video is shorter than a window and ``short`` is ``error``.
+        """
+        pick, coin = rng.random(2)
+        count = len(times)
+        starts = np.arange(max(count - self.window, 0) + 1)
+        low, high = self._bounds(times, len(starts) - 1, epoch)
+        pair = None
+        if tracked is not None and int(tracked.sum()) >= self.min_tracked:
+            wanted = np.arange(self.window) if self.inside == "clip" else self.middles
+            frames = _fit(starts[:, None] + wanted, count, self.short)
+            pair = _pair(starts[tracked[frames].all(axis=1)], low, high, pick)
+        inside = pair is not None
+        if pair is None:
+            pair = _pair(starts, min(low, len(starts) - 1), high, pick)
+        assert pair is not None  # a video has a first frame
+        return _fit(self.clips_of(*pair, coin), count, self.short), inside
+
+    def _bounds(self, times: Times, room: int, epoch: int) -> tuple[int, int]:
+        """The least and the most frames from one start to the other."""
+        if self.distance == "varying":
+            return 0, room
+        if self.distance == "zero":
+            return 0, 0
+        if self.distance == "curriculum":
+            return 0, int(room * min(1.0, (epoch + 1) / self.relax))
+        first, end = _stretch(times)
+        gap = round(self.gap * len(times) / (end - first)) if end > first else 0
+        return gap, gap
+
+
+@dataclass(frozen=True)
+class TrackedPair(TrackedClips):
+    """Two clips of the tracked object, or two frames of it: MoCo's query and key under PreViTS.
+
+    Args:
+        frames: Frames of a clip; PreViTS's image model has 1.
+        stride: Stored frames from one frame of a clip to the next.
+    """
+
+    frames: int = 16
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(frames=self.frames, stride=self.stride)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, T): query, key."""
+        return 2, self.frames
+
+    @property
+    def window(self) -> int:
+        """Frames of a window: from the first to the last of a clip."""
+        return _span(self.frames, self.stride)
+
+    @property
+    def middles(self) -> Indices:
+        """Where the middle frame of a clip is, (1,)."""
+        return np.array([self.frames // 2 * self.stride])
+
+    def clips_of(self, query: int, key: int, coin: float) -> Indices:
+        """The frames of query and key, (2, T); nothing depends on ``coin``."""
+        return np.array([[query], [key]]) + self.stride * np.arange(self.frames)
+
+
+@dataclass(frozen=True)
+class TrackedSpeeds(TrackedClips):
+    """`SpeedClips` of the tracked object: RSPNet's three clips under PreViTS.
+
+    A window is ``frames * max(speeds)`` consecutive frames.
+
+    Args:
+        frames: Frames of a clip.
+        speeds: The two speeds: every how many stored frames one is taken.
+    """
+
+    frames: int = 16
+    speeds: tuple[int, int] = (1, 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SpeedClips(self.frames, self.speeds)  # refuses what it refuses
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, T): query, key, key at the other speed."""
+        return 3, self.frames
+
+    @property
+    def window(self) -> int:
+        """Frames of a window."""
+        return self.frames * max(self.speeds)
+
+    @property
+    def middles(self) -> Indices:
+        """Where the middle frames of the clips of either speed are, (2,)."""
+        return self.frames // 2 * np.array(self.speeds)
+
+    def clips_of(self, query: int, key: int, coin: float) -> Indices:
+        """The frames of query, key and key at the other speed, (3, T)."""
+        speed, other = self.speeds if coin < 0.5 else self.speeds[::-1]
+        starts, steps = np.array([[query], [key], [key]]), np.array([[speed], [speed], [other]])
+        return starts + steps * np.arange(self.frames)
+
+
+def _pair(starts: Indices, low: int, high: int, pick: float) -> tuple[int, int] | None:
+    """Picks one of the ordered pairs of starts that are ``low`` to ``high`` apart, uniformly.
+
+    Args:
+        starts: Ascending, (S,).
+        low: Least distance.
+        high: Greatest distance.
+        pick: A number in [0, 1).
+
+    Returns:
+        The pair; None if there is none.
+    """
+    before = np.searchsorted(starts, starts - high), np.searchsorted(starts, starts - low, "right")
+    after = (
+        np.searchsorted(starts, starts + max(low, 1)),
+        np.searchsorted(starts, starts + high, "right"),
+    )
+    earlier = before[1] - before[0]  # (S,) partners at or before each start
+    counts = earlier + np.maximum(after[1] - after[0], 0)
+    ends = np.cumsum(counts)
+    if not len(ends) or not ends[-1]:
+        return None
+    chosen = min(int(pick * ends[-1]), int(ends[-1]) - 1)
+    first = int(np.searchsorted(ends, chosen, side="right"))
+    place = chosen - int(ends[first] - counts[first])
+    second = (
+        before[0][first] + place
+        if place < earlier[first]
+        else after[0][first] + place - earlier[first]
+    )
+    return int(starts[first]), int(starts[second])
 
 
 def _span(frames: int, stride: int) -> int:
