@@ -6,12 +6,14 @@ from lightning_vssl.backbones.base import (
     Backbone,
     Pixels,
 )
+from lightning_vssl.backbones.c3d import C3D
 from lightning_vssl.backbones.pytorchvideo_video import (
     PytorchvideoNet,
     PytorchvideoResNet,
     YResNet,
 )
-from lightning_vssl.backbones.resnet3d import R3D18, R2Plus1D18
+from lightning_vssl.backbones.resnet3d import R3D18, HaraR3D18, R2Plus1D10, R2Plus1D18
+from lightning_vssl.backbones.s3dg import S3DG
 from lightning_vssl.backbones.timm_image import TimmNet
 from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
 from lightning_vssl.backbones.weights import (
@@ -25,15 +27,19 @@ from lightning_vssl.backbones.weights import (
 )
 
 __all__ = [
+    "C3D",
     "IMAGENET_PIXELS",
     "KINETICS_PIXELS",
     "R3D18",
+    "S3DG",
     "Backbone",
     "ExportReport",
+    "HaraR3D18",
     "LoadReport",
     "Pixels",
     "PytorchvideoNet",
     "PytorchvideoResNet",
+    "R2Plus1D10",
     "R2Plus1D18",
     "TimmNet",
     "TorchvisionVideo",
