@@ -25,14 +25,14 @@ def two_views(batch: Batch) -> Batch:
     """The first two clips of every video of a batch; a single one is taken twice.
 
     Args:
-        batch: Holds ``video`` (B, V, T, 3, H, W), and ``time`` and ``boxes`` if there are any.
+        batch: Holds ``video`` (B, V, T, 3, H, W), and what goes with it.
 
     Returns:
         A copy of the batch with V = 2.
     """
     pair = [0, 1] if batch["video"].shape[1] > 1 else [0, 0]
-    names = [name for name in ("video", "crop", "time", "boxes", "mask") if name in batch]
-    return {**batch, **{name: batch[name][:, pair] for name in names}}
+    names = ("video", "crop", "time", "boxes", "mask", "tracked")
+    return {**batch, **{name: batch[name][:, pair] for name in names if name in batch}}
 
 
 class CVRL(Method):

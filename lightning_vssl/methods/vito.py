@@ -56,8 +56,9 @@ def frame_views(batch: Batch, views: int) -> Batch:
     count, frames = batch["video"].shape[1:3]
     which = torch.arange(views) % count
     found = {**batch, "video": batch["video"][:, which, frames // 2 : frames // 2 + 1]}
-    if "crop" in batch:
-        found["crop"] = batch["crop"][:, which]
+    for name in ("crop", "tracked"):
+        if name in batch:
+            found[name] = batch[name][:, which]
     if "time" in batch:
         found["time"] = batch["time"][:, which, frames // 2 : frames // 2 + 1]
     for name in ("boxes", "mask"):

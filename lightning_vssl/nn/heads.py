@@ -48,7 +48,11 @@ class MLP(nn.Module):
         if norm not in ("none", "batch"):
             raise ValueError(f'norm must be "none" or "batch"; got {norm!r}.')
         self.in_features = in_features
+        self.hidden = tuple(hidden)
         self.out_features = out_features
+        self.norm = norm
+        self.bias = bias
+        self.output_bias = output_bias
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths[:-1]):
             layers.append(nn.Linear(before, after, bias=bias))
@@ -57,6 +61,21 @@ class MLP(nn.Module):
             layers.append(nn.ReLU(inplace=True))
         layers.append(nn.Linear(widths[-2], out_features, bias=output_bias))
         self.layers = nn.Sequential(*layers)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Class and arguments that rebuild this module, as plain data."""
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": {
+                "in_features": self.in_features,
+                "hidden": list(self.hidden),
+                "out_features": self.out_features,
+                "norm": self.norm,
+                "bias": self.bias,
+                "output_bias": self.output_bias,
+            },
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Projects pooled features.

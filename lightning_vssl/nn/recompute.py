@@ -16,8 +16,12 @@ Out = TypeVar("Out")
 
 
 @contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch, as in training, but do not note what they saw."""
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, batch norms normalise by the batch, as in training, but do not note what they saw.
+
+    Args:
+        module: Holds the batch norms; those in eval mode are left alone.
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept: list[tuple[nn.modules.batchnorm._BatchNorm, float | None, Tensor]] = []
     for norm in norms:
@@ -49,7 +53,7 @@ def recompute(module: nn.Module, function: Callable[..., Out], *inputs: Tensor) 
         return function(*inputs)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_statistics(module)
+        return nullcontext(), frozen_statistics(module)
 
     result: Out = checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
     return result
