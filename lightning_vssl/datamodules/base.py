@@ -5,7 +5,7 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from lightning_vssl.data.clips import Clips, JitteredClip, UniformClips
 from lightning_vssl.data.dataset import VideoDataset
 from lightning_vssl.data.manifest import Entry, Manifest, build_manifest, manifest_file, usable
 from lightning_vssl.data.sampler import KeyedSampler
+from lightning_vssl.data.tubes import TubeFile, TubeForm
 from lightning_vssl.data.whole import Record, VideoJob
 from lightning_vssl.data.windows import ScaleCrop, SizeCrop, Windows
 from lightning_vssl.nn.keyed import sample_key
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 Split = Literal["train", "val", "test"]
 Batch = dict[str, Tensor]
 Loader = DataLoader[Batch]
+Regions = TypeVar("Regions", BoxFile, TubeFile)
 
 _NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 _SHARED_MEMORY = Path("/dev/shm")
@@ -38,8 +40,8 @@ class VideoDataModule(LightningDataModule):
 
     Batches are dicts of tensors on the CPU, `VideoDataset`'s samples stacked: ``video``
     (B, V, T, 3, H, W) uint8, ``crop``, ``key``, ``time``, ``index``, ``replaced``, ``label`` where
-    every video of the split has one, and ``boxes`` where a box file is given. Views are made by the
-    method, on the accelerator.
+    every video of the split has one, ``boxes`` where a box file is given, and ``mask`` and
+    ``tracked`` where a tube file is. Views are made by the method, on the accelerator.
 
     Args:
         root: The dataset's folder.
@@ -61,8 +63,15 @@ class VideoDataModule(LightningDataModule):
         boxes: Box file of the videos (`lightning_vssl.data.boxes`), or None: samples then carry
             ``boxes`` (B, V, T, N, 4), xyxy in pixels of ``video``. An evaluation's videos go
             without where the file knows none of them.
+        tubes: Tube file of the videos (`lightning_vssl.data.tubes`), or None: samples then carry
+            ``mask`` (B, V, T, h, w) uint8, 1 on the video's object, and ``tracked`` (B, V) bool,
+            and clips of the kind `TrackedClips` are drawn where the object is seen. An
+            evaluation's videos go without where the file knows none of them.
+        tube_form: What the masks are: the object in each frame (``mask``), its bounding box in
+            each (``box``), or the object in the middle frame of the clip for all of them
+            (``middle``).
         max_missing: Share of a split's videos, in [0, 1], that may lack their file, and, with
-            ``boxes``, of those read that may lack boxes.
+            ``boxes`` or ``tubes``, of those read that may lack those.
         max_unreadable: Share of them, in [0, 1], that may be broken.
         verify: Decode every video in full when it is first listed, so that breaks in the middle
             are known beforehand.
@@ -86,6 +95,8 @@ class VideoDataModule(LightningDataModule):
         label_fraction: float = 1.0,
         video_fraction: float = 1.0,
         boxes: Path | None = None,
+        tubes: Path | None = None,
+        tube_form: TubeForm = "mask",
         max_missing: float = 0.25,
         max_unreadable: float = 0.05,
         verify: bool = False,
@@ -112,12 +123,15 @@ class VideoDataModule(LightningDataModule):
         self.label_fraction = label_fraction
         self.video_fraction = video_fraction
         self.boxes = None if boxes is None else Path(boxes).expanduser()
+        self.tubes = None if tubes is None else Path(tubes).expanduser()
+        self.tube_form: TubeForm = tube_form
         self.max_missing = max_missing
         self.max_unreadable = max_unreadable
         self.verify = verify
         self.manifests: dict[Split, Manifest] = {}
         self._classes: tuple[str, ...] = ()
         self._box_file: BoxFile | None = None
+        self._tube_file: TubeFile | None = None
         self._train_set: VideoDataset | None = None
         self._sampler: KeyedSampler | None = None
         self._resume: tuple[int, int] | None = None
@@ -154,6 +168,8 @@ class VideoDataModule(LightningDataModule):
                 )
         if self.boxes is not None:
             BoxFile(self.boxes, cache_dir=self.cache_dir)
+        if self.tubes is not None:
+            TubeFile(self.tubes, cache_dir=self.cache_dir)
 
     def setup(self, stage: str) -> None:
         """Loads the manifests of the splits in use.
@@ -166,6 +182,8 @@ class VideoDataModule(LightningDataModule):
             self.manifest(split)
         if self.boxes is not None:
             self._box_file = BoxFile(self.boxes, cache_dir=self.cache_dir)
+        if self.tubes is not None:
+            self._tube_file = TubeFile(self.tubes, cache_dir=self.cache_dir)
         train = self.manifests.get("train")
         if train is not None and stage == "fit":
             self._train_set = VideoDataset(
@@ -176,9 +194,12 @@ class VideoDataModule(LightningDataModule):
                 labels=_labelled(train),
                 max_unreadable=self.max_unreadable,
                 boxes=self._box_file,
+                tubes=self._tube_file,
+                tube_form=self.tube_form,
                 max_missing=self.max_missing,
             )
             self._warn(self._train_set.unboxed)
+            self._warn(self._train_set.untracked)
 
     def manifest(self, split: Split) -> Manifest:
         """The videos of a split that can be read; row i is ``index`` i of a batch.
@@ -380,18 +401,14 @@ class VideoDataModule(LightningDataModule):
             seed=self.seed,
             labels=_labelled(manifest),
             replace=False,
-            boxes=self._boxes_of(manifest),
+            boxes=_knowing(self._box_file, manifest),
+            tubes=_knowing(self._tube_file, manifest),
+            tube_form=self.tube_form,
             max_missing=self.max_missing,
         )
         self._warn(dataset.unboxed)
+        self._warn(dataset.untracked)
         return self._loader(dataset, self._local(self.eval_batch_size, "eval_batch_size"), None)
-
-    def _boxes_of(self, manifest: Manifest) -> BoxFile | None:
-        """The box file, if it knows any of an evaluation's videos."""
-        found = self._box_file
-        if found is None or (found.find(manifest) < 0).all():
-            return None
-        return found
 
     def _warn(self, text: str) -> None:
         if text and (self.trainer is None or self.trainer.is_global_zero):
@@ -449,6 +466,11 @@ def require_files(files: Mapping[Path, str], dataset: str) -> None:
             f"{dataset}: {len(missing)} of {len(files)} official files are missing:\n"
             + "\n".join(missing)
         )
+
+
+def _knowing(found: Regions | None, manifest: Manifest) -> Regions | None:
+    """The box or tube file, if it knows any of an evaluation's videos."""
+    return None if found is None or (found.find(manifest) < 0).all() else found
 
 
 def _labelled(manifest: Manifest) -> bool:

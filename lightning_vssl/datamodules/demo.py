@@ -6,6 +6,7 @@ from typing import Literal
 from lightning_vssl.data.clips import Clips, UniformClips
 from lightning_vssl.data.manifest import Entry, default_cache_dir
 from lightning_vssl.data.synthetic import MOTIONS, OBJECTS, VERSION, DemoLayout, make_demo
+from lightning_vssl.data.tubes import TubeForm
 from lightning_vssl.data.windows import ScaleCrop, WholeFrame, Windows
 from lightning_vssl.datamodules.base import Split, VideoDataModule
 
@@ -39,7 +40,9 @@ class Demo(VideoDataModule):
         label_fraction: Share of the training videos of each class that are used.
         video_fraction: Share of the training videos that are used, whatever their class.
         boxes: Box file of the videos, which samples then carry; see `VideoDataModule`.
-        max_missing: Share of a split's videos that may lack their file, or their boxes.
+        tubes: Tube file of the videos, whose masks samples then carry; see `VideoDataModule`.
+        tube_form: What the masks are: ``mask``, ``box`` or ``middle``.
+        max_missing: Share of a split's videos that may lack their file, their boxes or tubes.
         max_unreadable: Share of them that may be broken.
         verify: Decode every video in full when it is first listed.
     """
@@ -66,6 +69,8 @@ class Demo(VideoDataModule):
         label_fraction: float = 1.0,
         video_fraction: float = 1.0,
         boxes: Path | None = None,
+        tubes: Path | None = None,
+        tube_form: TubeForm = "mask",
         max_missing: float = 0.0,
         max_unreadable: float = 0.0,
         verify: bool = False,
@@ -89,6 +94,8 @@ class Demo(VideoDataModule):
             label_fraction=label_fraction,
             video_fraction=video_fraction,
             boxes=boxes,
+            tubes=tubes,
+            tube_form=tube_form,
             max_missing=max_missing,
             max_unreadable=max_unreadable,
             verify=verify,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning_vssl.data.clips import Clips
 from lightning_vssl.data.manifest import Entry
+from lightning_vssl.data.tubes import TubeForm
 from lightning_vssl.data.windows import Windows
 from lightning_vssl.datamodules.base import Split, VideoDataModule
 
@@ -52,7 +53,9 @@ class VideoFolder(VideoDataModule):
         label_fraction: Share of the training videos of each class that are used.
         video_fraction: Share of the training videos that are used, whatever their class.
         boxes: Box file of the videos, which samples then carry; see `VideoDataModule`.
-        max_missing: Share of a split's videos that may lack their file, or their boxes.
+        tubes: Tube file of the videos, whose masks samples then carry; see `VideoDataModule`.
+        tube_form: What the masks are: ``mask``, ``box`` or ``middle``.
+        max_missing: Share of a split's videos that may lack their file, their boxes or tubes.
         max_unreadable: Share of them that may be broken.
         verify: Decode every video in full when it is first listed.
     """
@@ -80,6 +83,8 @@ class VideoFolder(VideoDataModule):
         label_fraction: float = 1.0,
         video_fraction: float = 1.0,
         boxes: Path | None = None,
+        tubes: Path | None = None,
+        tube_form: TubeForm = "mask",
         max_missing: float = 0.25,
         max_unreadable: float = 0.05,
         verify: bool = False,
@@ -100,6 +105,8 @@ class VideoFolder(VideoDataModule):
             label_fraction=label_fraction,
             video_fraction=video_fraction,
             boxes=boxes,
+            tubes=tubes,
+            tube_form=tube_form,
             max_missing=max_missing,
             max_unreadable=max_unreadable,
             verify=verify,
