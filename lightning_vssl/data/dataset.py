@@ -212,7 +212,7 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             masks[~np.repeat(inside, crops)] = 0
             cut = torch.from_numpy(cut_masks(masks, used, frame, self.mask_shape))
             sample["mask"] = cut  # (V, T, h, w)
-            sample["tracked"] = cut.flatten(1).any(dim=1)  # (V,)
+            sample["tracked"] = (cut != 0).flatten(1).any(dim=1)  # (V,)
         return sample
 
     def _choose(
