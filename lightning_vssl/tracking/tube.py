@@ -20,8 +20,9 @@ from lightning_vssl.tracking.saliency import Saliency
 from lightning_vssl.tracking.sort import Bools, Floats, Ints, Sort
 
 _SORT_SIDE = 480.0  # short side of the frames, in pixels, that SORT's constants are meant for
-_FLAT = ndimage.generate_binary_structure(2, 2)[None]  # connected within a frame, corners too
-_FLAT = np.concatenate([np.zeros_like(_FLAT), _FLAT, np.zeros_like(_FLAT)])
+_FLAT, _BESIDE = np.zeros((2, 3, 3, 3), np.bool_)  # connected within a frame, not over time
+_FLAT[1] = ndimage.generate_binary_structure(2, 2)  # over corners too
+_BESIDE[1] = ndimage.generate_binary_structure(2, 1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Tracker:
         mask_weight: float = 0.5,
         max_age: int = 12,
         min_hits: int = 3,
-        short_side: int = 96,
+        short_side: int = 64,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold}: above 0, at most 1")
@@ -113,11 +114,16 @@ class Tracker:
         self.short_side = short_side
 
     @property
+    def source(self) -> str:
+        """Where the saliency comes from."""
+        return self.saliency.source
+
+    @property
     def settings(self) -> dict[str, object]:
         """What the tubes depend on, plain data: kept with them."""
         own = {name: value for name, value in vars(self).items() if name != "saliency"}
         source = {f"saliency.{name}": value for name, value in self.saliency.settings.items()}
-        return {"saliency": type(self.saliency).__name__, **source, **own}
+        return {**source, **own}
 
     def __call__(self, frames: Tensor, video: str = "", numbers: Sequence[int] = ()) -> Tracked:
         """Finds the object.
@@ -163,7 +169,8 @@ class Tracker:
         tracks = self._tracks(regions, maps.shape[-2], maps.shape[-1])
         masks = np.zeros(tuple(maps.shape), np.bool_)
         for frame, region in self._chosen(regions, tracks).items():
-            masks[frame] = ndimage.binary_fill_holes(region.mask)
+            masks[frame] = region.mask
+        masks |= _holes(masks)
         return _tracked(torch.from_numpy(masks), height, width)
 
     def _checked(self, maps: Tensor, count: int, height: int, width: int) -> Tensor:
@@ -227,6 +234,16 @@ class Tracker:
             begun = [track for track in lasting if start in track]
             return max(begun, key=lambda track: track[start].weight)
         return max(lasting, key=lambda track: sum(region.weight for region in track.values()))
+
+
+def _holes(masks: Bools) -> Bools:
+    """What masks (F, h, w) surround: the background that does not reach the border."""
+    beside, many = ndimage.label(~masks, structure=_BESIDE)
+    open_ = np.zeros(many + 1, np.bool_)
+    for rim in (beside[:, 0], beside[:, -1], beside[:, :, 0], beside[:, :, -1]):
+        open_[rim] = True
+    open_[0] = True  # the masks themselves
+    return ~open_[beside]
 
 
 def _tracked(masks: Tensor, height: int, width: int) -> Tracked:

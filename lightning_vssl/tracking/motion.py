@@ -1,0 +1,242 @@
+"""Saliency that needs no training: what moves by itself, and what has a colour of its own.
+
+The frames before and behind are laid over a frame along the motion of the camera (an affine map
+found by robust least squares); what then still differs moves by itself. Where nothing does, colours
+that the border of the frame lacks take its place. Colours of what was found so far, against those
+around it, then draw its outline. Motion and colour together find a foreground in FAME (Ding et al.
+2022) and in Papazoglou and Ferrari (2013), by other means.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_vssl.tracking.saliency import Saliency
+
+_LEVELS = ((16, 5), (32, 3))  # short side and steps of the search for the camera's motion
+_NOISE = 2 / 255  # of a pixel's grey
+_FAINT = 0.02  # slope of grey a pixel, under which a difference says little about motion
+_TEXTURE = 2.5  # motion counts from so many times the median of its frame
+_BORDER = 0.08  # width of the border, in short sides
+_SPREAD = 0.5  # standard deviation of the middle, in sides of the frame
+_BINS = 12  # of each of three colour axes
+_BLUR = 0.8  # of the colour counts, in bins
+_SURE = 0.02  # share of the frame whose motion says how far motion can be trusted
+_SEED = 0.5  # what the colours of the object are taken from
+_HALF = 0.35  # evidence of the place alone that makes it salient
+_COLOUR = 0.6  # weight of the colours against the place
+_CLIP = 2.5  # most that a colour can say, in nats
+_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class MotionSaliency(Saliency):
+    """Motion against the camera's, and colour contrast; for videos, not for single pictures.
+
+    Args:
+        lag: Frames between two that are compared. A slow object needs a longer time than two
+            frames of 25 a second.
+        still: Motion that counts half, in pixels of the working size during the lag.
+        steady: Frames before and behind over which motion is averaged.
+        contrast: Weight of colours that the border lacks, where nothing moves, in [0, 1].
+        centre: Weight of the middle of the frame, in [0, 1].
+        short_side: Working size: pixels that the frame's short side is scaled down to.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    lag: int = 4
+    still: float = 0.25
+    steady: int = 3
+    contrast: float = 0.4
+    centre: float = 0.4
+    short_side: int = 64
+
+    def __post_init__(self) -> None:
+        if self.lag < 1 or self.steady < 0 or not self.still > 0:
+            raise ValueError(
+                f"lag={self.lag}, steady={self.steady}, still={self.still}: 1 or more frames, 0 or "
+                "more frames, above 0 pixels"
+            )
+        if not (0 <= self.contrast <= 1 and 0 <= self.centre <= 1):
+            raise ValueError(f"contrast={self.contrast}, centre={self.centre}: each 0 to 1")
+        if self.short_side < 16:
+            raise ValueError(f"short_side={self.short_side}: 16 or more")
+
+    @property
+    def source(self) -> str:
+        """A word for it."""
+        return "motion and contrast"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings."""
+        return asdict(self)
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor, video: str = "", numbers: Sequence[int] = ()) -> Tensor:
+        """Finds what is salient; see `Saliency.__call__`. Maps are of the working size."""
+        pixels = _small(frames.cpu().float() / 255, self.short_side)
+        grey = pixels.mean(1)  # (F, h, w)
+        motion = self._motion(grey)
+        bins = _colour_bins(pixels)
+        seed = self._seed(motion, bins)
+        place = torch.log((_mean(seed) + 0.02) / _HALF)
+        maps = seed
+        for _ in range(_ROUNDS):
+            around = (1 - maps) * (0.1 + _neighbourhood(maps))
+            inside, outside = _counts(bins, (maps - _SEED).clamp(min=0)), _counts(bins, around)
+            says = torch.log((inside + 1e-5) / (outside + 1e-5)).clamp(-_CLIP, _CLIP)
+            maps = torch.sigmoid(_mean(place + _COLOUR * says[bins]))
+        return maps
+
+    def _motion(self, grey: Tensor) -> Tensor:
+        """How surely each pixel moves by itself, (F, h, w) in [0, 1)."""
+        lag = min(self.lag, len(grey) - 1)
+        if lag < 1:
+            return torch.zeros_like(grey)
+        early, late = grey[:-lag], grey[lag:]
+        forth, back = camera_motion(early, late)
+        speed = torch.full_like(grey, torch.inf)
+        speed[:-lag] = _speed(early, _warped(late, forth))
+        speed[lag:] = torch.minimum(speed[lag:], _speed(late, _warped(early, back)))
+        # By the smaller of both: what comes into sight behind an object differs to one side alone.
+        least = _TEXTURE * speed.flatten(1).median(1).values
+        half = least.clamp(min=self.still)[:, None, None]
+        sure = speed.square() / (speed.square() + half.square())
+        width = min(2 * self.steady + 1, len(sure))
+        steady = ndimage.uniform_filter1d(sure.numpy(), width, axis=0, mode="nearest")
+        return torch.from_numpy(steady)
+
+    def _seed(self, motion: Tensor, bins: Tensor) -> Tensor:
+        """What is salient by its motion, or its contrast with the border, (F, h, w) in [0, 1]."""
+        height, width = motion.shape[-2:]
+        rows, columns = (torch.arange(side).add(0.5) / side - 0.5 for side in (height, width))
+        away = rows.square()[:, None] + columns.square()
+        middle = torch.exp(-away / (2 * _SPREAD**2))  # (h, w)
+        edge = max(1, round(_BORDER * min(height, width)))
+        border = torch.ones(height, width)
+        border[edge:-edge, edge:-edge] = 0
+        outer = _counts(bins, border * (1 - motion))
+        inner = _counts(bins, ((1 - border) * middle).expand_as(motion))
+        contrast = ((inner - outer) / (inner + outer + 1e-6)).clamp(min=0)[bins]
+        most = max(1, round(_SURE * height * width))
+        trust = motion.flatten(1).topk(most, dim=1).values.mean()
+        seed = 1 - (1 - motion) * (1 - self.contrast * (1 - trust) * _mean(contrast))
+        return seed * (1 - self.centre + self.centre * middle)
+
+
+def camera_motion(early: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the affine map of most of a picture onto another (Gauss-Newton, from coarse to fine).
+
+    Weights of Geman and McClure leave out what does not follow the rest.
+
+    Args:
+        early: (P, h, w) grey, in [0, 1].
+        late: The pictures they are mapped onto, (P, h, w).
+
+    Returns:
+        Two times (P, 2, 3), in the coordinates of `torch.nn.functional.affine_grid` (-1 to 1, x
+        before y): where in ``late`` a place of ``early`` is found, and the other way.
+    """
+    maps = torch.eye(2, 3).repeat(len(early), 1, 1)
+    for short_side, steps in _LEVELS:
+        first = _small(early[:, None], short_side)[:, 0]
+        second = _small(late[:, None], short_side)[:, 0]
+        for _ in range(steps):
+            maps = maps + _step(first, second, maps)
+    full = torch.cat([maps, maps.new_tensor([[[0.0, 0, 1]]]).expand(len(maps), 1, 3)], dim=1)
+    return maps, torch.linalg.inv(full)[:, :2]
+
+
+def _step(first: Tensor, second: Tensor, maps: Tensor) -> Tensor:
+    """One step of the search, (P, 2, 3)."""
+    height, width = first.shape[-2:]
+    seen = _warped(second, maps)
+    across = functional.pad(seen[:, 1:-1, 2:] - seen[:, 1:-1, :-2], (1, 1, 1, 1)) * width / 4
+    down = functional.pad(seen[:, 2:, 1:-1] - seen[:, :-2, 1:-1], (1, 1, 1, 1)) * height / 4
+    rows, columns = (torch.arange(n).add(0.5) * 2 / n - 1 for n in (height, width))
+    places = torch.stack(
+        [
+            columns.expand(height, width),
+            rows[:, None].expand(height, width),
+            torch.ones(height, width),
+        ]
+    ).flatten(1)  # (3, h * w)
+    left = (first - seen).flatten(1)  # (P, h * w)
+    spread = 1.5 * left.abs().median(1, keepdim=True).values + _NOISE
+    inside = ((maps @ places).abs() < 1).all(1)
+    weights = inside * (spread.square() / (spread.square() + left.square())).square()
+    slopes = torch.stack([across, down], dim=1).flatten(2)  # (P, 2, h * w)
+    table = (slopes[:, :, None] * places).flatten(1, 2)  # (P, 6, h * w)
+    weighted = table * weights[:, None]
+    normal = weighted @ table.mT  # (P, 6, 6)
+    normal = normal + torch.diag_embed(1e-3 * normal.diagonal(dim1=1, dim2=2) + 1e-6)
+    return torch.linalg.solve(normal, weighted @ left[..., None]).reshape(-1, 2, 3)
+
+
+def _speed(here: Tensor, there: Tensor) -> Tensor:
+    """Motion that is left between pictures (P, h, w), pixels: grey's difference by its slope."""
+    across = functional.pad(here[:, :, 2:] - here[:, :, :-2], (1, 1)) / 2
+    down = functional.pad(here[:, 2:] - here[:, :-2], (0, 0, 1, 1)) / 2
+    slope = across.square() + down.square()
+    change = (here - there).abs() * slope.sqrt()
+    return _mean(change) / (_mean(slope) + _FAINT**2)
+
+
+def _warped(pictures: Tensor, maps: Tensor) -> Tensor:
+    """Pictures (P, h, w) seen along maps (P, 2, 3)."""
+    grid = functional.affine_grid(maps, [len(pictures), 1, *pictures.shape[-2:]], False)
+    return functional.grid_sample(
+        pictures[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
+    )[:, 0]
+
+
+def _small(pictures: Tensor, short_side: int) -> Tensor:
+    """Pictures (P, C, h, w) scaled down to a short side."""
+    height, width = pictures.shape[-2:]
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return pictures
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return functional.interpolate(pictures, size, mode="area")
+
+
+def _mean(pictures: Tensor) -> Tensor:
+    """Mean over three by three pixels of (P, h, w); the border is repeated."""
+    wide = functional.pad(pictures[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+
+
+def _neighbourhood(pictures: Tensor) -> Tensor:
+    """Mean over about a third of the short side, of (P, h, w)."""
+    height, width = pictures.shape[-2:]
+    coarse = functional.avg_pool2d(pictures[:, None], 4, ceil_mode=True, count_include_pad=False)
+    wide = functional.pad(coarse, (2, 2, 2, 2), mode="replicate")
+    means = functional.avg_pool2d(wide, 5, stride=1)
+    return functional.interpolate(means, (height, width), mode="nearest")[:, 0]
+
+
+def _colour_bins(pixels: Tensor) -> Tensor:
+    """Number of the colour of each pixel, (F, h, w), of (F, 3, h, w) in [0, 1]."""
+    red, green, blue = pixels.unbind(1)
+    light = (red + green + blue) / 3
+    warm = (red - blue).add(0.5).clamp(0, 1)  # colours are seldom vivid: twice, three times as fine
+    leafy = ((2 * green - red - blue) * 0.75).add(0.5).clamp(0, 1)
+    found = [(axis * _BINS).long().clamp(max=_BINS - 1) for axis in (light, warm, leafy)]
+    return (found[0] * _BINS + found[1]) * _BINS + found[2]
+
+
+def _counts(bins: Tensor, weights: Tensor) -> Tensor:
+    """Shares of the colours, (bins,), blurred; all 0 where nothing has a weight."""
+    counts = np.bincount(bins.numpy().ravel(), weights.numpy().ravel(), minlength=_BINS**3)
+    cube = counts.reshape(_BINS, _BINS, _BINS)
+    blurred = ndimage.gaussian_filter(cube, _BLUR, mode="constant")
+    return torch.from_numpy(blurred.ravel() / (blurred.sum() + 1e-9)).float()
