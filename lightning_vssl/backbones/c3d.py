@@ -21,7 +21,7 @@ class C3D(Backbone):
     A clip of 16 x 112 x 112 becomes 512 x 2 x 7 x 7 with 38.5 G multiply-adds. The stages are the
     parts between the max-pools, each with the pool that leads to it: ``stem`` (conv1), ``layer1``
     (conv2), ``layer2`` (conv3a, conv3b), ``layer3`` (conv4a, conv4b), ``layer4`` (conv5a, conv5b).
-    The first pool is over space alone.
+    The first pool is over space alone. Kernels start Kaiming normal over the fan-out.
 
     Args:
         width: Channels of the first stage; the others have 2, 4, 8 and 8 times as many.
@@ -61,6 +61,9 @@ class C3D(Backbone):
                 layers.append(Conv3dNormActivation(before, out, bias=True))
                 before = out
             self.add_module(name, nn.Sequential(*layers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stage(self, name: str, x: Tensor) -> Tensor:
         """Runs the pool and the convolutions of one stage."""

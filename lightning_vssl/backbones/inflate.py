@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from lightning_vssl.backbones.naming import from_mmaction
+from lightning_vssl.backbones.naming import from_mmaction, from_resnet
 
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(conv\d|bn\d|downsample)(?:\.(\d))?\.(\w+)")
 
@@ -49,18 +49,6 @@ def is_resnet_2d(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is that of a 2-D ResNet as torchvision, timm or mmaction names it."""
     stem = state.get("conv1.weight", state.get("conv1.conv.weight"))
     return stem is not None and stem.dim() == 4 and any(_BLOCK.match(key) for key in state)
-
-
-def _torchvision_name(key: str) -> str:
-    """Name of a 2-D ResNet's entry in R3D-18 and torchvision's video ResNets."""
-    if key.startswith(("conv1.", "bn1.")):
-        part = "0" if key.startswith("conv1.") else "1"
-        return f"stem.{part}.{key.split('.')[-1]}"
-    found = _BLOCK.fullmatch(key)
-    if found is None or found[3] == "downsample":
-        return key
-    part = "0" if found[3].startswith("conv") else "1"
-    return f"layer{found[1]}.{found[2]}.conv{found[3][-1]}.{part}.{found[5]}"
 
 
 def _pytorchvideo_name(key: str) -> str:
@@ -100,7 +88,7 @@ def inflate_resnet(
             "inflate=True is for the weights of a 2-D ResNet as torchvision, timm or mmaction name "
             f"them (conv1.weight, layer1.0.conv1.weight, ...); this file has {_some(state)}"
         )
-    rename = _pytorchvideo_name if "blocks.0.conv.weight" in target else _torchvision_name
+    rename = _pytorchvideo_name if "blocks.0.conv.weight" in target else from_resnet
     prefix = "net." if any(key.startswith("net.") for key in target) else ""
     if f"{prefix}{rename('layer1.0.conv1.weight')}" not in target:
         raise ValueError(

@@ -71,6 +71,8 @@ class S3DG(Backbone):
     A clip of 16 x 224 x 224 becomes 1024 x 2 x 7 x 7 with 17.0 G multiply-adds. The stages are the
     parts between the max-pools, each with the pool that leads to it: ``stem``; ``layer1`` (two
     convolutions), ``layer2`` (Inception blocks 3b, 3c), ``layer3`` (4b to 4f), ``layer4`` (5b, 5c).
+    Kernels start Kaiming normal over the fan-out, those of the gates as PyTorch has them; the
+    papers do not say.
 
     Args:
         width: Channels of the stem; all others are scaled with it and rounded down, to at least 1.
@@ -136,6 +138,9 @@ class S3DG(Backbone):
                 layers.append(SepInceptionBlock3D(before, *row, norm))
                 before = _out(row)
             self.add_module(name, nn.Sequential(*layers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if gates:
             _add_gates(self)
 

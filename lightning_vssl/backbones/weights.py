@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from lightning_vssl import __version__
 from lightning_vssl.backbones.base import Backbone, Pixels
 from lightning_vssl.backbones.inflate import inflate_resnet, is_resnet_2d
-from lightning_vssl.backbones.naming import recognise, unwrap
+from lightning_vssl.backbones.naming import Unwrapped, official_heads, recognise, unwrap
 from lightning_vssl.backbones.padding import needs_padding, pads_as_tensorflow
 from lightning_vssl.backbones.tensorflow import PIXELS as TENSORFLOW_PIXELS
 from lightning_vssl.backbones.tensorflow import convert, read_npz
+from lightning_vssl.nn.heads import MLP
 
 BACKBONE_FILE = "backbone.safetensors"
 CONFIG_FILE = "config.json"
@@ -40,6 +41,7 @@ HEADS_FILE = "heads.safetensors"
 
 _FORMAT = 1
 _CONTAINERS = ("state_dict", "model_state", "model")  # Lightning and mmcv, pytorchvideo, RSPNet
+_OWN_PREFIX = "backbone."
 
 
 @runtime_checkable
@@ -134,8 +136,8 @@ def load_weights(
         backbone: The network. A stride may differ from the one it was trained with; everything
             that has weights must not.
         path: An export folder, a ``.safetensors`` file, a checkpoint of this library, a checkpoint
-            saved by microsoft/CtP, a plain state dict of the same network in its own or
-            torchvision's names, or CVRL's TensorFlow release as an ``.npz`` (see
+            saved by microsoft/CtP, RSPNet, PreViTS or MoCo, a plain state dict of the same network
+            in its own or torchvision's names, or CVRL's TensorFlow release as an ``.npz`` (see
             `lightning_vssl.backbones.tensorflow`).
         inflate: Whether the file is a 2-D ResNet's, such as VFS's, to be inflated (see
             `lightning_vssl.backbones.inflate`).
@@ -178,6 +180,8 @@ def _renamed(
         )
     _refuse_padding(backbone, str(file.init_args.get("padding", "symmetric")), Path(path))
     renamed, naming = recognise(state, target)
+    if file.prefix not in ("", _OWN_PREFIX):
+        naming += f", below {file.prefix.removesuffix('.')}"
     return renamed, naming + _other_pixels(backbone, file.init_args.get("pixels")), others
 
 
@@ -325,11 +329,25 @@ def _build(config: object) -> nn.Module:
 
 @dataclass(frozen=True)
 class _File:
-    """Backbone's entries, names of the others, and how the file says its network was built."""
+    """A file's entries, and how it says its network was built."""
 
-    state: dict[str, Tensor]
-    others: tuple[str, ...]
+    entries: Unwrapped
     init_args: Mapping[str, object]
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The backbone's entries."""
+        return self.entries.state
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of the others."""
+        return tuple(self.entries.others)
+
+    @property
+    def prefix(self) -> str:
+        """What the backbone's names began with."""
+        return self.entries.prefix
 
 
 def _read_state(path: str | Path) -> _File:
@@ -339,7 +357,7 @@ def _read_state(path: str | Path) -> _File:
         location = location / BACKBONE_FILE
     if location.suffix == ".safetensors":
         found = unwrap(_read_safetensors(location))
-        return _File(found.state, found.others, _init_args(_neighbour(location)))
+        return _File(found, _init_args(_neighbour(location)))
     content = _read_pickle(location)
     record = _record_of(content)
     prefix = record.get("prefix") if record is not None else None
@@ -353,7 +371,7 @@ def _read_state(path: str | Path) -> _File:
     if not state:
         raise ValueError(f"{location} holds no tensors by name; it has {_first(list(entries))}")
     found = unwrap(state, prefix if isinstance(prefix, str) else None)
-    return _File(found.state, found.others, _init_args((record or {}).get("downstream")))
+    return _File(found, _init_args((record or {}).get("downstream")))
 
 
 def _neighbour(file: Path) -> object:
@@ -408,8 +426,8 @@ def _unsafe(file: Path, error: Exception) -> str:
         f"{file} holds Python objects beside its tensors ({what}). This library does not unpickle "
         "objects, since that runs code from the file. If you trust the file, take the tensors out "
         "once, where those objects can be imported: checkpoint = torch.load(file, "
-        "weights_only=False); torch.save(checkpoint['state_dict'], 'weights.pth'); then load "
-        "weights.pth"
+        "weights_only=False); torch.save(checkpoint['state_dict'], 'weights.pth') (RSPNet's and "
+        "PreViTS's files have ['model']); then load weights.pth"
     )
 
 
@@ -477,7 +495,7 @@ def _grouped(names: Sequence[str]) -> str:
 def export_record(
     method: str,
     backbone: Backbone,
-    prefix: str = "backbone.",
+    prefix: str = _OWN_PREFIX,
     heads: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, object]:
     """What a checkpoint must say for `export` to work: plain data, kept under ``"export"``.
@@ -565,8 +583,9 @@ def export(
         out: Folder to write; ``export`` in the run's folder if None, or, with ``backbone``, the
             path of the file without its suffix.
         overwrite: Whether an earlier export in that place may be replaced.
-        backbone: The network that the file's weights are for; it is left with them loaded. None
-            takes the one that the checkpoint describes.
+        backbone: The network that the file's weights are for; it is left with them loaded. The
+            heads of a file of RSPNet, PreViTS or MoCo are written too, as ``projector`` and
+            ``speed_head``. None takes the network that the checkpoint describes.
         inflate: Whether the file is a 2-D ResNet's, to be inflated; needs ``backbone``.
         method: What trained the file, named beside results; needs ``backbone``.
 
@@ -601,7 +620,7 @@ def export(
     with torch.device("meta"):  # shapes are all that is needed
         backbone = build_backbone(config)
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    weights = unwrap(state, str(record.get("prefix", "backbone."))).state
+    weights = unwrap(state, str(record.get("prefix", _OWN_PREFIX))).state
     _match(backbone, weights, path=str(source), naming="this library's")
     heads = _head_weights(_mapping(record, "heads", source), state)
     return _write(folder, backbone, weights, record, content, heads)
@@ -620,8 +639,27 @@ def _export_foreign(
         raise ValueError(f"{source} has no suffix to leave out: name the folder to write (out)")
     _refuse_existing(folder, overwrite)
     load_weights(backbone, source, inflate=inflate)
-    record = export_record(method or "unknown", backbone)
-    return _write(folder, backbone, backbone.state_dict(), record, {}, {})
+    heads = _foreign_heads(source)
+    record = export_record(method or "unknown", backbone, heads=heads)
+    weights = {
+        f"{name}.{key}": value
+        for name, head in heads.items()
+        for key, value in head.state_dict().items()
+    }
+    return _write(folder, backbone, backbone.state_dict(), record, {}, weights)
+
+
+def _foreign_heads(source: Path) -> dict[str, MLP]:
+    """The projection heads of a file of RSPNet, PreViTS or MoCo; none of another."""
+    if source.suffix == ".npz":
+        return {}
+    heads: dict[str, MLP] = {}
+    for name, state in official_heads(_read_state(source).entries).items():
+        widths = [value.shape for key, value in state.items() if key.endswith("weight")]
+        hidden = [shape[0] for shape in widths[:-1]]
+        heads[name] = MLP(widths[0][1], hidden, widths[-1][0])
+        heads[name].load_state_dict(state)
+    return heads
 
 
 def _write(

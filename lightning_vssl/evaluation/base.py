@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ def _trained_by(weights: Path) -> str:
         config = (weights if weights.is_dir() else weights.parent) / CONFIG_FILE
         said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     else:
-        checkpoint = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        modern = zipfile.is_zipfile(weights)  # older files, MoCo's among them, cannot be mapped
+        checkpoint = torch.load(weights, map_location="cpu", weights_only=True, mmap=modern)
         said = checkpoint.get("export", {})
     return str(said.get("method") or "unknown")
 
