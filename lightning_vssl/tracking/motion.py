@@ -32,6 +32,8 @@ _HALF = 0.35  # evidence of the place alone that makes it salient
 _COLOUR = 0.6  # weight of the colours against the place
 _CLIP = 2.5  # most that a colour can say, in nats
 _ROUNDS = 2
+_AT_ONCE = 32  # pairs of frames that fit a processor's cache
+_COUNTED = 64  # frames at most whose colours are counted
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,6 @@ class MotionSaliency(Saliency):
             raise ValueError(f"short_side={self.short_side}: 16 or more")
 
     @property
-    def source(self) -> str:
-        """A word for it."""
-        return "motion and contrast"
-
-    @property
     def settings(self) -> dict[str, object]:
         """The settings."""
         return asdict(self)
@@ -90,8 +87,9 @@ class MotionSaliency(Saliency):
         place = torch.log((_mean(seed) + 0.02) / _HALF)
         maps = seed
         for _ in range(_ROUNDS):
-            around = (1 - maps) * (0.1 + _neighbourhood(maps))
-            inside, outside = _counts(bins, (maps - _SEED).clamp(min=0)), _counts(bins, around)
+            few, some = bins[:: -(-len(bins) // _COUNTED)], maps[:: -(-len(bins) // _COUNTED)]
+            inside = _counts(few, (some - _SEED).clamp(min=0))
+            outside = _counts(few, (1 - some) * (0.1 + _neighbourhood(some)))
             says = torch.log((inside + 1e-5) / (outside + 1e-5)).clamp(-_CLIP, _CLIP)
             maps = torch.sigmoid(_mean(place + _COLOUR * says[bins]))
         return maps
@@ -102,12 +100,18 @@ class MotionSaliency(Saliency):
         if lag < 1:
             return torch.zeros_like(grey)
         early, late = grey[:-lag], grey[lag:]
-        forth, back = camera_motion(early, late)
         speed = torch.full_like(grey, torch.inf)
-        speed[:-lag] = _speed(early, _warped(late, forth))
-        speed[lag:] = torch.minimum(speed[lag:], _speed(late, _warped(early, back)))
+        for first in range(0, len(early), _AT_ONCE):
+            a, b = early[first : first + _AT_ONCE], late[first : first + _AT_ONCE]
+            forth, back = camera_motion(a, b)
+            for start, left in (
+                (first, _speed(a, _warped(b, forth))),
+                (first + lag, _speed(b, _warped(a, back))),
+            ):
+                part = speed[start : start + len(left)]
+                torch.minimum(part, left, out=part)
         # By the smaller of both: what comes into sight behind an object differs to one side alone.
-        least = _TEXTURE * speed.flatten(1).median(1).values
+        least = _TEXTURE * speed.flatten(1)[:, ::3].median(1).values
         half = least.clamp(min=self.still)[:, None, None]
         sure = speed.square() / (speed.square() + half.square())
         width = min(2 * self.steady + 1, len(sure))
@@ -123,8 +127,9 @@ class MotionSaliency(Saliency):
         edge = max(1, round(_BORDER * min(height, width)))
         border = torch.ones(height, width)
         border[edge:-edge, edge:-edge] = 0
-        outer = _counts(bins, border * (1 - motion))
-        inner = _counts(bins, ((1 - border) * middle).expand_as(motion))
+        some = slice(None, None, -(-len(bins) // _COUNTED))
+        outer = _counts(bins[some], border * (1 - motion[some]))
+        inner = _counts(bins[some], ((1 - border) * middle).expand_as(motion[some]))
         contrast = ((inner - outer) / (inner + outer + 1e-6)).clamp(min=0)[bins]
         most = max(1, round(_SURE * height * width))
         trust = motion.flatten(1).topk(most, dim=1).values.mean()
@@ -158,20 +163,14 @@ def camera_motion(early: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
 def _step(first: Tensor, second: Tensor, maps: Tensor) -> Tensor:
     """One step of the search, (P, 2, 3)."""
     height, width = first.shape[-2:]
-    seen = _warped(second, maps)
+    places = _places(height, width)
+    found = maps @ places  # (P, 2, h * w)
+    seen = _sampled(second, found)
     across = functional.pad(seen[:, 1:-1, 2:] - seen[:, 1:-1, :-2], (1, 1, 1, 1)) * width / 4
     down = functional.pad(seen[:, 2:, 1:-1] - seen[:, :-2, 1:-1], (1, 1, 1, 1)) * height / 4
-    rows, columns = (torch.arange(n).add(0.5) * 2 / n - 1 for n in (height, width))
-    places = torch.stack(
-        [
-            columns.expand(height, width),
-            rows[:, None].expand(height, width),
-            torch.ones(height, width),
-        ]
-    ).flatten(1)  # (3, h * w)
     left = (first - seen).flatten(1)  # (P, h * w)
-    spread = 1.5 * left.abs().median(1, keepdim=True).values + _NOISE
-    inside = ((maps @ places).abs() < 1).all(1)
+    spread = 1.5 * left[:, ::3].abs().median(1, keepdim=True).values + _NOISE
+    inside = found.abs().amax(1) < 1
     weights = inside * (spread.square() / (spread.square() + left.square())).square()
     slopes = torch.stack([across, down], dim=1).flatten(2)  # (P, 2, h * w)
     table = (slopes[:, :, None] * places).flatten(1, 2)  # (P, 6, h * w)
@@ -179,6 +178,13 @@ def _step(first: Tensor, second: Tensor, maps: Tensor) -> Tensor:
     normal = weighted @ table.mT  # (P, 6, 6)
     normal = normal + torch.diag_embed(1e-3 * normal.diagonal(dim1=1, dim2=2) + 1e-6)
     return torch.linalg.solve(normal, weighted @ left[..., None]).reshape(-1, 2, 3)
+
+
+def _places(height: int, width: int) -> Tensor:
+    """X and y of the pixels' middles, -1 to 1, and 1, (3, h * w)."""
+    rows, columns = (torch.arange(n).add(0.5) * 2 / n - 1 for n in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)]).flatten(1)
 
 
 def _speed(here: Tensor, there: Tensor) -> Tensor:
@@ -192,7 +198,12 @@ def _speed(here: Tensor, there: Tensor) -> Tensor:
 
 def _warped(pictures: Tensor, maps: Tensor) -> Tensor:
     """Pictures (P, h, w) seen along maps (P, 2, 3)."""
-    grid = functional.affine_grid(maps, [len(pictures), 1, *pictures.shape[-2:]], False)
+    return _sampled(pictures, maps @ _places(*pictures.shape[-2:]))
+
+
+def _sampled(pictures: Tensor, places: Tensor) -> Tensor:
+    """Pictures (P, h, w) at places (P, 2, h * w)."""
+    grid = places.mT.unflatten(1, pictures.shape[-2:])
     return functional.grid_sample(
         pictures[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )[:, 0]
@@ -227,10 +238,11 @@ def _neighbourhood(pictures: Tensor) -> Tensor:
 def _colour_bins(pixels: Tensor) -> Tensor:
     """Number of the colour of each pixel, (F, h, w), of (F, 3, h, w) in [0, 1]."""
     red, green, blue = pixels.unbind(1)
-    light = (red + green + blue) / 3
-    warm = (red - blue).add(0.5).clamp(0, 1)  # colours are seldom vivid: twice, three times as fine
-    leafy = ((2 * green - red - blue) * 0.75).add(0.5).clamp(0, 1)
-    found = [(axis * _BINS).long().clamp(max=_BINS - 1) for axis in (light, warm, leafy)]
+    light = (red + green + blue) * (_BINS / 3)
+    # Colours are seldom vivid, so these two axes are cut twice and three times as fine.
+    warm = (red - blue) * _BINS + _BINS / 2
+    leafy = (2 * green - red - blue) * (0.75 * _BINS) + _BINS / 2
+    found = [axis.clamp_(0, _BINS - 0.5).int() for axis in (light, warm, leafy)]
     return (found[0] * _BINS + found[1]) * _BINS + found[2]
 
 

@@ -29,11 +29,6 @@ class Saliency(ABC):
 
     @property
     @abstractmethod
-    def source(self) -> str:
-        """A word for where the maps come from: kept with the tubes."""
-
-    @property
-    @abstractmethod
     def settings(self) -> dict[str, object]:
         """What the maps depend on, plain data: kept with the tubes."""
 
@@ -92,11 +87,6 @@ class PngSaliency(Saliency):
         self.pattern = pattern
         self.first = first
         self.short_side = short_side
-
-    @property
-    def source(self) -> str:
-        """A word for it."""
-        return "pictures"
 
     @property
     def settings(self) -> dict[str, object]:
@@ -173,11 +163,6 @@ class ModelSaliency(nn.Module, Saliency):
         self.frames_at_once = frames_at_once
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
-
-    @property
-    def source(self) -> str:
-        """A word for it."""
-        return "network"
 
     @property
     def settings(self) -> dict[str, object]:

@@ -114,11 +114,6 @@ class Tracker:
         self.short_side = short_side
 
     @property
-    def source(self) -> str:
-        """Where the saliency comes from."""
-        return self.saliency.source
-
-    @property
     def settings(self) -> dict[str, object]:
         """What the tubes depend on, plain data: kept with them."""
         own = {name: value for name, value in vars(self).items() if name != "saliency"}

@@ -163,7 +163,7 @@ def test_masks_tell_apart_what_boxes_do_not():
 
 def test_the_last_mask_moves_with_the_filter():
     # At 4 pixels a frame and a width of 5, a mask overlaps the one before by a ninth.
-    sort = Sort(mask_weight=1.0, gate=0.5, scale=10.0)
+    sort = Sort(mask_weight=1.0, gate=0.3, scale=10.0)
     names = []
     x = 2
     for step in (0, 1, 2, 3, *[4] * 9):
