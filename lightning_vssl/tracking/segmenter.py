@@ -51,14 +51,14 @@ class Segmenter(nn.Module, Saliency):
         network: Name of a network of `torchvision.models.segmentation`.
         weights: A file of its weights (.pth or .safetensors), or the name of torchvision's own,
             such as ``COCO_WITH_VOC_LABELS_V1``, which are downloaded; None leaves it untrained:
-            for tests alone.
+            for tests alone. They are loaded when first used.
         classes: What counts as an object, by the names of Pascal VOC; empty for all of them.
         size: Pixels of the short side that the network sees; torchvision trains at 520.
         short_side: Pixels of the short side that frames travel at.
         frames_at_once: Frames of a forward pass.
 
     Raises:
-        ValueError: If there is no such network, weights or class, or a number is out of its range.
+        ValueError: If there is no such network, or class, or a number is out of its range.
     """
 
     def __init__(
@@ -83,8 +83,10 @@ class Segmenter(nn.Module, Saliency):
                 f"size={size}, short_side={short_side}, frames_at_once={frames_at_once}: each 1 "
                 "or more"
             )
-        self.network, self._weights = _loaded(network, weights)
+        self.network = get_model(network, weights=None, weights_backbone=None, aux_loss=False)
         self.name = network
+        self.weights = weights
+        self._loaded: str | None = None
         self.classes = tuple(classes)
         self.size = size
         self.short_side = short_side
@@ -93,12 +95,32 @@ class Segmenter(nn.Module, Saliency):
         self.register_buffer("mean", 255 * mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * std.view(3, 1, 1), persistent=False)
 
+    def load(self) -> str | None:
+        """Loads the weights, once.
+
+        Returns:
+            What to call them: a file by its hash.
+
+        Raises:
+            ValueError: If there are no such weights, or they do not fit.
+        """
+        if self.weights is not None and self._loaded is None:
+            state, self._loaded = _weights(self.name, self.weights)
+            kept = {k: v for k, v in state.items() if not k.startswith("aux_classifier.")}
+            try:
+                self.network.load_state_dict(kept)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(
+                    f"the weights {self.weights} do not fit {self.name}: {error}"
+                ) from error
+        return self._loaded
+
     @property
     def settings(self) -> dict[str, object]:
-        """The settings; weights from a file by their hash."""
+        """The settings; loads the weights, whose hash is one of them."""
         return {
             "network": self.name,
-            "weights": self._weights,
+            "weights": self.load(),
             "classes": list(self.classes),
             "size": self.size,
             "short_side": self.short_side,
@@ -116,6 +138,7 @@ class Segmenter(nn.Module, Saliency):
         Returns:
             The probability of any of the classes, (F, H, W) float32.
         """
+        self.load()
         self.network.eval()
         mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
         height, width = frames.shape[-2:]
@@ -238,21 +261,13 @@ def _labels(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return pixels.astype(np.int64) if pixels.ndim == 2 else pixels[..., :3].max(-1).astype(np.int64)
 
 
-def _loaded(name: str, weights: str | None) -> tuple[nn.Module, str | None]:
-    """The network, and what to call its weights."""
-    if weights is None:
-        return get_model(name, weights=None, weights_backbone=None), None
+def _weights(name: str, weights: str) -> tuple[dict[str, Tensor], str]:
+    """The state of a network's weights, and what to call them."""
     file = Path(weights).expanduser()
     if file.is_file():
-        state = _state(file)
-        auxiliary = any(key.startswith("aux_classifier.") for key in state)
-        network = get_model(name, weights=None, weights_backbone=None, aux_loss=auxiliary)
-        try:
-            network.load_state_dict(state)
-        except (RuntimeError, KeyError, TypeError) as error:
-            raise ValueError(f"the weights in {file} do not fit {name}: {error}") from error
         with file.open("rb") as stream:
-            return network, "sha256 " + hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return _state(file), f"sha256 {digest}"
     known = [entry.name for entry in get_model_weights(name)]
     if weights not in (*known, "DEFAULT"):
         raise ValueError(
@@ -260,7 +275,7 @@ def _loaded(name: str, weights: str | None) -> tuple[nn.Module, str | None]:
             f"{', '.join(known)}"
         )
     chosen = get_model_weights(name)[weights]
-    return get_model(name, weights=chosen), str(chosen)
+    return chosen.get_state_dict(progress=False, check_hash=True), str(chosen)
 
 
 def _state(file: Path) -> dict[str, Tensor]:

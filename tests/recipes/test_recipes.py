@@ -12,10 +12,12 @@ import timm
 import torch
 import yaml
 from safetensors.torch import save_file
+from torchvision.models import get_model
 
 from lightning_vssl import cli
 from lightning_vssl.data.boxes import BoxFile
 from lightning_vssl.data.synthetic import make_demo
+from lightning_vssl.data.tubes import TubeFile
 from lightning_vssl.run import RunCLI, flat
 from tests.datamodules.clickme_files import blobs, write
 
@@ -27,6 +29,7 @@ DATA = {
     "UCF101": "ucf101",
     "HMDB51": "hmdb51",
     "Kinetics": "kinetics",
+    "VGGSound": "vggsound",
     "ImageFolder": "images",
     "ClickMe": "clickme",
 }
@@ -45,7 +48,7 @@ def command_of(recipe):
     """Whether a recipe is for `fit`, for `test` (an evaluation without training) or a job."""
     if name_of(recipe).startswith("jobs/"):
         return "predict"
-    untrained = ("eval/retrieval", "eval/attention_saliency")
+    untrained = ("eval/retrieval", "eval/retrieval_previts", "eval/attention_saliency")
     return "test" if name_of(recipe) in untrained else "fit"
 
 
@@ -259,6 +262,13 @@ def lay_out(settings, root):
         classifier = settings["model"]["init_args"]["classifier"]["init_args"]
         weights = timm.create_model(classifier["network"]).state_dict()
         save_file(weights, classifier["weights"])
+    if settings["model"]["class_path"].endswith("TrackJob"):
+        saliency = settings["model"]["init_args"]["tracker"]["init_args"]["saliency"]
+        if saliency["class_path"].endswith("Segmenter"):
+            file = Path(saliency["init_args"]["weights"])
+            file.parent.mkdir(parents=True)
+            network = get_model(saliency["init_args"]["network"], weights_backbone=None)
+            torch.save(network.state_dict(), file)
 
 
 def check_job(folder):
@@ -269,6 +279,12 @@ def check_job(folder):
         assert [row["reason"] == "title" for row in rows] == [False, True] * 8
         assert {row["reason"] for row in rows[::2]} <= {"", "class"}
         assert (folder / "balance.png").is_file()
+        return
+    if told["job"] == "TrackJob":
+        tubes = TubeFile(folder / "tubes.parquet", cache_dir=folder.parent)
+        assert tubes.videos == 8  # of the sixteen, for training
+        assert tubes.parameters.items() <= told.items()
+        assert json.loads((folder / "usable.json").read_text())["videos"] == 8
         return
     boxes = BoxFile(folder / "boxes.parquet", cache_dir=folder.parent)
     assert boxes.videos == 8  # of the sixteen, for training
