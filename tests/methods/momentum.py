@@ -31,8 +31,15 @@ def small(name: str, **options: object) -> MomentumQueue:
 
 
 def awake(method: MomentumQueue) -> None:
-    """Makes the key network another net than the online one."""
+    """Makes the key network another net than the online one.
+
+    Heads lose most of their biases: beside features as small as these they would weigh so much that
+    nothing speaks for a score, which leaves Grad-CAM empty.
+    """
     torch.manual_seed(7)
+    for name in method.heads:
+        for layer in getattr(method, name).layers[::2]:
+            layer.bias.data.mul_(0.05)
     for parameter in method.target.parameters():
         parameter.add_(0.1 * parameter.std().nan_to_num(1.0) * torch.randn_like(parameter))
 
