@@ -17,7 +17,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.evaluation.base import Batch, Evaluation, pooled
 from lightning_vssl.metrics.neighbours import NeighbourAccuracy, NeighbourRecall
 
-Pool = Literal["adaptive_max", "adaptive_avg", "max", "gap"]
+Pool = Literal["adaptive_max", "adaptive_avg", "max", "gap", "space_max"]
 
 GRID = (2, 3, 3)
 
@@ -29,11 +29,13 @@ def pool_maps(maps: Tensor, pool: Pool) -> Tensor:
         maps: (..., C, T, H, W).
         pool: ``adaptive_max`` and ``adaptive_avg``: adaptive pooling to 2 x 3 x 3 (CtP, supplement
             A); ``max``: windows and strides (1, 2, 2), VCOP's own, which gives 2 x 3 x 3 from 16
-            frames of 112 pixels; ``gap``: global average (RSPNet, PreViTS).
+            frames of 112 pixels; ``gap``: global average (RSPNet's and PreViTS's released code);
+            ``space_max``: maximum over space (RSPNet, supplement B), then the mean over the steps
+            of time that are left, of which it says nothing.
 
     Returns:
         (..., D) in float32, or in the maps' own type where that is wider. D is C for ``gap`` and
-        18 C for the adaptive ones.
+        ``space_max``, and 18 C for the adaptive ones.
 
     Raises:
         ValueError: If the pooling is unknown, or the map is too small for ``max``.
@@ -41,6 +43,8 @@ def pool_maps(maps: Tensor, pool: Pool) -> Tensor:
     if pool == "gap":
         return pooled(maps)
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    if pool == "space_max":
+        return maps.amax(dim=(-2, -1)).mean(dim=-1)  # (..., C)
     flat = maps.reshape(-1, *maps.shape[-4:])  # (N, C, T, H, W)
     if pool == "max" and min(maps.shape[-2:]) < 2:
         raise ValueError(
@@ -184,8 +188,9 @@ class Retrieval(Neighbours):
     - CtP says "adaptive pooling"; VCOP takes maxima, so ``adaptive_max`` is the default.
     - VCOP feeds values in [0, 1] without mean and deviation: ``view: Normalise`` with mean 0 and
       deviation 1. CtP does not say; the default is the backbone's own pixels.
-    - RSPNet and PreViTS compare globally averaged features (``pool: gap``). RSPNet's gallery goes
-      through the training augmentation; here it never does.
+    - RSPNet, which PreViTS follows, says maxima over space (``pool: space_max``); its released code
+      averages over everything (``pool: gap``). Its gallery goes through the training augmentation;
+      here it never does.
     - VCOP and RSPNet lose the last incomplete batch; here every video counts, once.
 
     Args:

@@ -129,7 +129,12 @@ def test_poolings_by_hand():
     average = pool_maps(maps, "adaptive_avg")
     assert average[0, 0].item() == pytest.approx(frame[:3, :3].mean().item())
     assert pool_maps(maps[:, None], "adaptive_avg").shape == (2, 1, 18)
-    assert pool_maps(maps.half(), "gap").dtype == torch.float32
+    # RSPNet: the last cell is the largest of its frame; the mean of the two frames'.
+    assert pool_maps(maps, "space_max").tolist() == [[(48 + 97) / 2], [(146 + 195) / 2]]
+    assert pool_maps(-maps, "space_max").tolist() == [[-49 / 2], [-(98 + 147) / 2]]
+    assert pool_maps(maps[:, None], "space_max").shape == (2, 1, 1)
+    for pool in ("gap", "space_max"):
+        assert pool_maps(maps.half(), pool).dtype == torch.float32
     with pytest.raises(ValueError, match="at least 2 x 2"):
         pool_maps(maps[..., :1], "max")
 
