@@ -288,3 +288,16 @@ def test_only_c3d_and_gates_have_biases():
 def test_arguments_are_checked(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
+
+
+def test_a_2d_resnet18_is_inflated_into_haras(tmp_path):
+    torch.manual_seed(0)
+    theirs = get_model("resnet18", weights=None)
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    ours = HaraR3D18()
+    report = load_weights(ours, tmp_path / "resnet18.pth", inflate=True, echo=False)
+    assert (report.missing, report.unexpected) == ((), ("fc.weight", "fc.bias"))
+    torch.testing.assert_close(ours.stem[0].weight.sum(2), theirs.conv1.weight)
+    torch.testing.assert_close(ours.layer3[0].conv2[0].weight.sum(2), theirs.layer3[0].conv2.weight)
+    with pytest.raises(ValueError, match="no kernels that a 2-D ResNet's could be inflated to"):
+        load_weights(R2Plus1D10(width=4), tmp_path / "resnet18.pth", inflate=True)
