@@ -1,12 +1,10 @@
 """What VITO attends to, as a picture (Figures 3 and B.1)."""
 
-import torch
-from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_vssl.callbacks.pictures import _Picture
+from lightning_vssl.callbacks.pictures import _Picture, heat_over
 
 
 def draw_attention(frames: Tensor, masks: Tensor, *, zoom: int = 1) -> Image.Image:
@@ -28,10 +26,8 @@ def draw_attention(frames: Tensor, masks: Tensor, *, zoom: int = 1) -> Image.Ima
     ).view(rows, views, scales, *size)
     large = large / large.amax((-2, -1), keepdim=True).clamp(min=1e-12)
     pixels = F.interpolate(frames.flatten(0, 1).float().clamp(0, 1), size=size, mode="nearest")
-    pixels = pixels.view(rows, views, 3, *size).movedim(2, -1).cpu()  # (B, V, H, W, 3)
-    heat = torch.from_numpy(colormaps["inferno"](large.cpu().numpy())[..., :3]).float()
-    grey = pixels.mean(-1, keepdim=True)[:, :, None]  # (B, V, 1, H, W, 1)
-    over = 0.35 * grey + 0.65 * heat  # (B, V, S, H, W, 3)
+    pixels = pixels.view(rows, views, 3, *size).cpu()  # (B, V, 3, H, W)
+    over = heat_over(pixels[:, :, None], large)  # (B, V, S, 3, H, W)
     gap, head = 4, 18
     cell_w, cell_h = size[1] + gap, size[0] + gap
     shape = views * (scales + 1) * cell_w + gap, rows * cell_h + head + gap
@@ -41,7 +37,7 @@ def draw_attention(frames: Tensor, masks: Tensor, *, zoom: int = 1) -> Image.Ima
     for row in range(rows):
         for view in range(views):
             for column, cell in enumerate([pixels[row, view], *over[row, view]]):
-                tile = Image.fromarray((255 * cell).round().byte().numpy())
+                tile = Image.fromarray((255 * cell).round().byte().movedim(0, -1).numpy())
                 left = gap + (view * (scales + 1) + column) * cell_w
                 sheet.paste(tile, (left, head + row * cell_h))
     return sheet

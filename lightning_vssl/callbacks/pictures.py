@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -121,6 +122,21 @@ def _hue(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def heat_over(frames: Tensor, heat: Tensor) -> Tensor:
+    """Lays heat over grey frames.
+
+    Args:
+        frames: Pixels in [0, 1], (..., 3, H, W).
+        heat: In [0, 1], (..., H, W).
+
+    Returns:
+        Pixels in [0, 1], (..., 3, H, W).
+    """
+    colours = torch.from_numpy(colormaps["inferno"](heat.cpu().numpy())[..., :3]).float()
+    grey = frames.cpu().float().mean(-3, keepdim=True)
+    return 0.35 * grey + 0.65 * colours.movedim(-1, -3)
+
+
 class _Picture(Callback):
     """Keeps some clips of the first validation batch, draws them, writes a picture.
 
@@ -130,6 +146,7 @@ class _Picture(Callback):
     name: str
     needs: tuple[str, ...]
     shows: str
+    held_out = True  # False: the last training batch, also where something is validated
 
     def __init__(self, clips: int, every_n_epochs: int) -> None:
         super().__init__()
@@ -146,7 +163,16 @@ class _Picture(Callback):
             seen: What the method returned under the names in ``needs``, on the CPU.
         """
 
-    def _keep(self, outputs: object) -> None:
+    def look(self, module: LightningModule, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What else the picture shows, made with the network when it is drawn; nothing here.
+
+        Args:
+            module: The method.
+            seen: As for `draw`.
+        """
+        return {}
+
+    def _keep(self, outputs: object, batch: object) -> None:
         if not isinstance(outputs, dict) or any(name not in outputs for name in self.needs):
             raise TypeError(
                 f"{type(self).__name__} draws {self.shows}; the method of this run does not return "
@@ -167,8 +193,8 @@ class _Picture(Callback):
         """Keeps the last training batch, where nothing is validated."""
         last = batch_idx + 1 == trainer.num_training_batches
         last = last or trainer.global_step == trainer.max_steps
-        if trainer.is_global_zero and last and not trainer.enable_validation:
-            self._keep(outputs)
+        if trainer.is_global_zero and last and not (self.held_out and trainer.enable_validation):
+            self._keep(outputs, batch)
 
     def on_validation_batch_end(
         self,
@@ -180,8 +206,9 @@ class _Picture(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the first validation batch."""
-        if trainer.is_global_zero and batch_idx == 0 and dataloader_idx == 0:
-            self._keep(outputs)
+        first = batch_idx == 0 and dataloader_idx == 0
+        if trainer.is_global_zero and first and self.held_out:
+            self._keep(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the picture of this epoch."""
@@ -200,7 +227,8 @@ class _Picture(Callback):
         if not isinstance(backbone, Backbone):
             raise TypeError(f"{type(pl_module).__name__}.backbone is not a lightning_vssl backbone")
         mean, std = (torch.tensor(row).view(1, 1, 3, 1, 1, 1) for row in backbone.pixels)
-        sheet = self.draw(self._seen["views"].float() * std + mean, self._seen)
+        seen = {**self._seen, **self.look(pl_module, self._seen)}
+        sheet = self.draw(seen["views"].float() * std + mean, seen)
         path = Path(trainer.default_root_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")

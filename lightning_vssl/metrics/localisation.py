@@ -179,8 +179,9 @@ def gaussian_like(heat: Tensor) -> Tensor:
 
     Its standard deviations along height and width, measured within the frame, are those of the
     heat about its own centre, all frames taken together: it differs from the heat by where it is
-    and by its shape, not by how concentrated it is. Where the heat is wider than uniform, as when
-    it sits at the borders, it is uniform.
+    and by its shape, not by how concentrated it is. Where the heat is as wide as a uniform map or
+    wider, as when it sits at the borders, it is flat to a millionth, and still highest in the
+    middle.
 
     Args:
         heat: (B, h, w), or (B, T, h, w), finite; what is negative counts as 0, a map without heat

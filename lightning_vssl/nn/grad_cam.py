@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +25,10 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _differentiate(score: Tensor, by: Tensor, name: str, create_graph: bool) -> Tensor:
-    if score.dim() != 1 or by.dim() < 2 or len(score) != len(by):
+def _differentiate(
+    score: Tensor, by: Tensor, name: str, create_graph: bool, each: int = 1
+) -> Tensor:
+    if score.dim() != 1 or by.dim() < 2 or len(score) * each != len(by):
         raise ValueError(
             f"score must be (B,) and {name} (B, C, ...) of the same B; got {tuple(score.shape)} "
             f"and {tuple(by.shape)}"
@@ -177,6 +179,47 @@ def explain(
         weights = channel_weights(scores, pooled, own[0, 0].numel())
         found = _weighted(own, weights)
     return found.detach() if signed else found.detach().relu(), scores.detach()
+
+
+def explain_layer(
+    layer: nn.Module, inputs: Tensor, score: Callable[[Tensor], Tensor], signed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Grad-CAM of a layer's map in any network, whatever follows it; no gradient is kept.
+
+    Works under ``torch.no_grad`` and in inference mode. Put the network into eval mode first.
+
+    Args:
+        layer: Gives one map (B, C, *S) each time it runs, and runs once within ``score``. An image
+            network that sees the n frames of a clip as n pictures gives (B * n, C, *S), the frames
+            of a clip one after the other.
+        inputs: What ``score`` takes, (B, ...), float.
+        score: Runs the network and gives one number for each sample, (B,).
+        signed: Leaves out the ReLU, so that what speaks against the score is negative.
+
+    Returns:
+        The map (B, *S), or (B, n, *S), and the scores (B,).
+
+    Raises:
+        ValueError: If the layer did not run exactly once, or the score carries no gradient to it.
+    """
+    found: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, args, out: found.append(out))
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            scores = score(inputs.detach().clone().requires_grad_())
+            if len(found) != 1 or len(found[0]) % len(inputs):
+                raise ValueError(
+                    f"the layer must run once, on {len(inputs)} samples or as many frames of each; "
+                    f"it gave maps {[tuple(maps.shape) for maps in found]}"
+                )
+            maps = found[0]
+            each = len(maps) // len(inputs)
+            weights = _differentiate(scores, maps, "maps", False, each).flatten(2).mean(2)
+            cam = _weighted(maps, weights).detach()
+    finally:
+        handle.remove()
+    cam = cam if each == 1 else cam.view(-1, each, *cam.shape[1:])
+    return cam if signed else cam.relu(), scores.detach()
 
 
 def resize_cam(cam: Tensor, size: tuple[int, ...]) -> Tensor:

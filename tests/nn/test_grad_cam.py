@@ -13,6 +13,7 @@ from lightning_vssl.nn.grad_cam import (
     channel_weights,
     channel_weights_through_maps,
     explain,
+    explain_layer,
     grad_cam,
     guided_grad_cam,
     guided_gradients,
@@ -201,6 +202,48 @@ def test_explain_equals_the_trained_form_and_runs_in_inference_mode() -> None:
     assert torch.equal(signed.relu(), found)
     assert (signed < 0).any()
     assert head.layers[0].weight.grad is None
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_layer_of_any_network_is_explained(each: int) -> None:
+    # Positions are weighed by a softmax here: the derivative differs from place to place.
+    torch.manual_seed(0)
+    layer, attend, head = (
+        nn.Conv2d(3, CHANNELS, 3),
+        nn.Conv2d(CHANNELS, 1, 1),
+        MLP(CHANNELS, (7,), 1),
+    )
+    for part in (layer, attend, head):
+        part.double().requires_grad_(False)
+
+    def after(maps: Tensor) -> Tensor:
+        weights = attend(maps).flatten(2).softmax(2)
+        vectors = (maps.flatten(2) * weights).sum(2)
+        return head(vectors)[:, 0].view(-1, each).sum(1)
+
+    pixels = draw(2, each, 3, 7, 8)
+    with torch.inference_mode():
+        found, scores = explain_layer(layer, pixels * 1, lambda x: after(layer(x.flatten(0, 1))))
+        signed, _ = explain_layer(
+            layer, pixels * 1, lambda x: after(layer(x.flatten(0, 1))), signed=True
+        )
+    maps = layer(pixels.flatten(0, 1)).requires_grad_()
+    (slope,) = torch.autograd.grad(after(maps).sum(), maps)
+    expected = torch.stack(
+        [
+            sum(slope[n, c].mean() * maps[n, c].detach() for c in range(CHANNELS))
+            for n in range(2 * each)
+        ]
+    )
+    expected = expected if each == 1 else expected.view(2, 3, 5, 6)
+    assert worst(signed, expected) <= 1e-12
+    assert torch.equal(found, signed.relu())
+    assert found.any()
+    assert worst(scores, after(maps)) <= 1e-12
+    assert not layer._forward_hooks
+    with pytest.raises(ValueError, match="must run once"):
+        explain_layer(layer, pixels, lambda x: x.flatten(1).sum(1))
+    assert not layer._forward_hooks
 
 
 class Chain(nn.Module):

@@ -1,0 +1,568 @@
+"""Where a network looks, as pictures: Grad-CAM and guided Grad-CAM.
+
+`GradCAMs` shows it for any method (CtP, Figure 5, without classes), `TwoObjects` for two objects in
+one query, each asked for by its own key (PreViTS, Figure 6), and `ClassCAMs` for a network that was
+fine-tuned (PreViTS, Figure 5; CtP, Figure 5).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.callbacks.pictures import _Picture, heat_over
+from lightning_vssl.nn.grad_cam import (
+    explain,
+    explain_layer,
+    guided_grad_cam,
+    guided_gradients,
+    resize_cam,
+)
+from lightning_vssl.nn.recompute import frozen_statistics
+
+Asked = Literal["predicted", "label"]
+
+_OUTLINE = (60, 220, 90)
+_VOID = 255
+
+
+@runtime_checkable
+class HasKeys(Protocol):
+    """A method that compares projections of queries with codes of a key network."""
+
+    heads: tuple[str, ...]
+    projector: nn.Module
+
+    def encode_keys(self, views: Tensor, key: Tensor, stream: int) -> tuple[Tensor, ...]:
+        """Unit vectors of each of ``heads``, (B, D), of one view (B, 3, T, H, W)."""
+        ...
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """An evaluation with one or more classifiers on a backbone."""
+
+    backbone: Backbone
+    frozen: bool
+    selected: Tensor
+
+    def represent(self, views: Tensor) -> Tensor:
+        """What the classifiers see of views (B, V, 3, T, H, W)."""
+        ...
+
+    def logits(self, seen: Tensor) -> Tensor:
+        """Logits of every classifier, (G, B * V, C)."""
+        ...
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[torch.device]:
+    """Eval mode for a while, and the device; every part goes back to the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield next(module.parameters()).device
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _norms_by_batch(module: nn.Module) -> Iterator[None]:
+    """Batch norms of a module in eval mode normalise by the batch for a while, noting nothing."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+    try:
+        with frozen_statistics(module):
+            yield
+    finally:
+        for norm in norms:
+            norm.eval()
+
+
+def own_score(pooled: Tensor) -> Tensor:
+    """Half the squared length of features (B, C): a score for networks without classes, (B,).
+
+    Its Grad-CAM weighs every channel by how strongly it is in the feature: what is bright is what
+    the feature was made of.
+    """
+    return pooled.square().sum(1) / 2
+
+
+def backbone_cams(backbone: Backbone, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Grad-CAM and guided Grad-CAM of clips for their own features; see `own_score`.
+
+    Args:
+        backbone: In eval mode. An image network looks at every frame by itself.
+        clips: Normalised, (B, 3, T, H, W), on its device.
+
+    Returns:
+        Grad-CAM at the size of the pixels, (B, T, H, W), not negative, and guided Grad-CAM,
+        (B, 3, T, H, W).
+    """
+    cams, products = [], []
+    for clip in clips:  # one at a time: at the end of a training run the memory is full
+        pixels = clip[None] if backbone.dims == 3 else clip.transpose(0, 1)  # (1 or T, 3, ...)
+        cam, _ = explain(backbone(pixels).detach(), own_score)
+        large = resize_cam(cam, tuple(pixels.shape[2:]))
+        gradients = guided_gradients(pixels, lambda x: own_score(backbone(x).flatten(2).mean(2)))
+        product = guided_grad_cam(gradients, cam)
+        cams.append(large[0] if backbone.dims == 3 else large)
+        products.append(product[0] if backbone.dims == 3 else product.transpose(0, 1))
+    return torch.stack(cams), torch.stack(products)
+
+
+def key_foreground(views: Tensor, mask: Tensor) -> Tensor:
+    """The object alone: everything else becomes the mean colour (PreViTS, section 3.3).
+
+    Args:
+        views: Normalised, (B, 3, T, H, W).
+        mask: (B, T, h, w), or (B, 1, h, w) for all frames: 0 background, 255 void, else object.
+
+    Returns:
+        Of the shape of ``views``.
+    """
+    there = ((mask != 0) & (mask != _VOID)).to(views.dtype)
+    large = F.interpolate(there, size=views.shape[-2:], mode="nearest-exact")
+    return views * large[:, None]
+
+
+def _shown_times(frames: int, count: int) -> list[int]:
+    """Frames of a clip to show: its middle, or some from the first to the last."""
+    if count == 1:
+        return [frames // 2]
+    times: list[int] = torch.linspace(0, frames - 1, min(count, frames)).round().long().tolist()
+    return times
+
+
+def _brought_to_one(heat: Tensor) -> Tensor:
+    """Each sample's heat (B, ...) over its largest value."""
+    largest = heat.flatten(1).amax(1).clamp(min=1e-12)
+    return heat / largest.view(-1, *([1] * (heat.dim() - 1)))
+
+
+def _around_grey(gradients: Tensor) -> Tensor:
+    """Gradients (B, 3, ...) as colours around grey; the strongest thousandth is cut off."""
+    strong = gradients.abs().flatten(1).quantile(0.999, dim=1).clamp(min=1e-12)
+    return (0.5 + gradients / (2 * strong.view(-1, *([1] * (gradients.dim() - 1))))).clamp(0, 1)
+
+
+def _tile(pixels: Tensor, zoom: int, mask: Tensor | None = None) -> Image.Image:
+    """A frame (3, H, W) in [0, 1], scaled up, with the mask (h, w) outlined."""
+    height, width = pixels.shape[1] * zoom, pixels.shape[2] * zoom
+    rows = (255 * pixels.clamp(0, 1)).round().byte().movedim(0, -1).cpu().numpy()
+    tile = Image.fromarray(rows).resize((width, height), Image.Resampling.BICUBIC)
+    if mask is None:
+        return tile
+    there = ((mask != 0) & (mask != _VOID)).float()[None, None]
+    large = F.interpolate(there, size=(height, width), mode="nearest-exact")
+    edge = F.max_pool2d(large, 5, stride=1, padding=2) - large
+    outline = Image.fromarray((255 * edge[0, 0]).byte().cpu().numpy())
+    tile.paste(Image.new("RGB", tile.size, _OUTLINE), mask=outline)
+    return tile
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], head: str) -> Image.Image:
+    """Lays tiles out; columns are as wide as in the first row, an empty title goes on the last."""
+    gap, top = 4, 34
+    widths = [tile.width + gap for tile in rows[0]]
+    height = rows[0][0].height + gap
+    size = sum(widths) + gap, len(rows) * height + top + gap
+    sheet = Image.new("RGB", size, (24, 24, 24))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, 3), head, fill=(230, 230, 230))
+    left = gap
+    for column, (width, title) in enumerate(zip(widths, titles, strict=True)):
+        pen.text((left, 18), title, fill=(160, 200, 255))
+        for number, row in enumerate(rows):
+            sheet.paste(row[column], (left, top + number * height))
+        left += width
+    return sheet
+
+
+def draw_cams(
+    frames: Tensor,
+    cams: Tensor,
+    guided: Tensor,
+    *,
+    head: str,
+    asked: Tensor | None = None,
+    masks: Tensor | None = None,
+    labels: Sequence[str] | None = None,
+    count: int = 2,
+    zoom: int = 1,
+) -> Image.Image:
+    """Draws frames of clips and, beside them, Grad-CAM over them and guided Grad-CAM.
+
+    Args:
+        frames: Pixels in [0, 1], (B, 3, T, H, W); one row of the picture a clip.
+        cams: Heat, (B, T, H, W), not negative; the largest value of each clip is brightest.
+        guided: Guided Grad-CAM, (B, 3, T, H, W); grey is 0.
+        head: What stands above the picture.
+        asked: One more kind of heat, at any size, (B, *S): the map that PreViTS trains.
+        masks: The true masks, outlined, (B, T, h, w) or (B, 1, h, w).
+        labels: What is written on each clip's first frame.
+        count: Frames shown of each clip, from the first to the last; 1: its middle.
+        zoom: Pixels of the picture per pixel of the clip.
+
+    Returns:
+        The picture, RGB.
+    """
+    times = _shown_times(frames.shape[2], count)
+    kinds = {
+        "frames": frames.cpu(),
+        "Grad-CAM": heat_over(frames.transpose(1, 2), _brought_to_one(cams)).transpose(1, 2),
+        "guided Grad-CAM": _around_grey(guided.cpu()),
+    }
+    if asked is not None:
+        large = resize_cam(asked if asked.dim() == 4 else asked[:, None], frames.shape[2:])
+        heat = heat_over(frames.transpose(1, 2), _brought_to_one(large))
+        kinds["for the key's object"] = heat.transpose(1, 2)
+    titles = [name if place == 0 else "" for name in kinds for place in range(len(times))]
+    rows = []
+    for row in range(len(frames)):
+        tiles = []
+        for name, pixels in kinds.items():
+            for t in times:
+                outlined = masks is not None and name != "guided Grad-CAM"
+                mask = masks[row, min(t, masks.shape[1] - 1)] if masks is not None else None
+                tiles.append(_tile(pixels[row, :, t], zoom, mask if outlined else None))
+        if labels is not None:
+            ImageDraw.Draw(tiles[0]).text((3, 2), labels[row], fill=(255, 255, 255))
+        rows.append(tiles)
+    return _sheet(rows, titles, head)
+
+
+def match_cams(
+    module: nn.Module, backbone: Backbone, query: Tensor, keys: Tensor, *, alone: bool = False
+) -> Tensor:
+    """Grad-CAM of queries for their likeness to two keys each.
+
+    The score is the cosine of the query's projection and the key's code, as PreViTS trains it; of
+    pooled features, where the method has no key network (`HasKeys`).
+
+    Args:
+        module: The method, in eval mode.
+        backbone: Its network.
+        query: Normalised, (P, 3, T, H, W). An image network sees the middle frame.
+        keys: Both keys of every query, one after the other, (2P, 3, T, H', W').
+        alone: Whether keys are objects alone. Batch norms then take the statistics of these keys,
+            as in training: the running ones are of whole clips, and by them the code of an object
+            on plain ground is far off (on the built-in videos its heat misses the object).
+
+    Returns:
+        (P, 2, H, W) in the query's middle frame, not negative.
+    """
+    middle = query.shape[2] // 2
+    size = tuple(query.shape[2:])
+    if backbone.dims == 2:
+        query, keys = query[:, :, middle], keys[:, :, middle]
+    head: nn.Module = nn.Identity()
+    with _norms_by_batch(module) if alone else nullcontext():
+        if isinstance(module, HasKeys):
+            head = module.projector
+            draws = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
+            codes = module.encode_keys(keys, draws, 0)[module.heads.index("projector")]
+        else:
+            codes = F.normalize(backbone(keys).flatten(2).mean(2), dim=1)  # (2P, D)
+    maps = backbone(query)
+    heat = []
+    for place in (0, 1):
+
+        def likeness(pooled: Tensor, key: Tensor = codes[place::2]) -> Tensor:
+            return (F.normalize(head(pooled), dim=1) * key.clone()).sum(1)
+
+        cam, _ = explain(maps, likeness)
+        whole = cam if cam.dim() == 4 else cam[:, None]  # (P, T', h, w)
+        heat.append(resize_cam(whole, size)[:, middle])
+    return torch.stack(heat, dim=1)
+
+
+def draw_two_objects(
+    query: Tensor, keys: Tensor, heat: Tensor, *, alone: bool, zoom: int = 1
+) -> Image.Image:
+    """Draws queries of two videos side by side, and for each of two keys where it is found.
+
+    Args:
+        query: Pixels in [0, 1], (P, 3, H, 2 W): the first video on the left.
+        keys: Pixels of each video's key, (P, 2, 3, H, W).
+        heat: Heat for each key over the query, (P, 2, H, 2 W), not negative.
+        alone: Whether keys are objects alone, or whole views.
+        zoom: Pixels of the picture per pixel of a view.
+
+    Returns:
+        The picture, RGB: query, key, heat, key, heat. In the corner stands the share of the heat
+        on the side of the key's own video.
+    """
+    titles = ["query: two videos", "left's key", "heat for it", "right's key", "heat for it"]
+    rows = []
+    for one, both, found in zip(query, keys, heat, strict=True):
+        tiles = [_tile(one, zoom)]
+        for place in (0, 1):
+            sides = torch.stack([half.sum() for half in found[place].chunk(2, dim=-1)])
+            share = float(sides[place] / sides.sum().clamp(min=1e-12))
+            over = _tile(heat_over(one, _brought_to_one(found[place][None])[0]), zoom)
+            ImageDraw.Draw(over).text((3, 2), f"{share:.0%} on its side", fill=(255, 255, 255))
+            tiles += [_tile(both[place], zoom), over]
+        rows.append(tiles)
+    what = "its object alone" if alone else "another whole clip of its video"
+    return _sheet(rows, titles, f"where a query of two videos resembles each one's key, {what}")
+
+
+def class_cams(
+    module: Classifies, clip: Tensor, wanted: int | None = None
+) -> tuple[Tensor, Tensor, int]:
+    """Grad-CAM and guided Grad-CAM of a class's logit.
+
+    Args:
+        module: An evaluation in eval mode whose backbone carries gradients.
+        clip: One clip, normalised, (1, 3, T, H, W).
+        wanted: The class; None takes the one that is predicted.
+
+    Returns:
+        Grad-CAM at the size of the pixels (1, T, H, W), guided Grad-CAM (1, 3, T, H, W), and the
+        class.
+    """
+    chosen = max(0, int(module.selected))
+
+    def logits(pixels: Tensor) -> Tensor:
+        return module.logits(module.represent(pixels[:, None]))[chosen]  # (1, C)
+
+    with torch.no_grad():
+        number = int(logits(clip).argmax()) if wanted is None else wanted
+    cam, _ = explain_layer(module.backbone, clip, lambda x: logits(x)[:, number])
+    gradients = guided_gradients(clip, lambda x: logits(x)[:, number])
+    whole = cam if cam.dim() == 4 else cam[:, None]  # (1, T', h, w)
+    return resize_cam(whole, tuple(clip.shape[2:])), guided_grad_cam(gradients, whole), number
+
+
+class GradCAMs(_Picture):
+    """Writes ``grad_cam.png``: what a method's features are made of, for any method.
+
+    For some clips: frames, Grad-CAM for the length of the pooled feature (`own_score`) and guided
+    Grad-CAM, by the network in eval mode. Where the method trains a map and says where the object
+    is (PreViTS: ``cam`` and ``mask``), that map too, and the object's outline. The clips are the
+    first views of the last training batch: objects are known there, in the crops of training.
+
+    Args:
+        clips: Clips in the picture.
+        frames: Frames shown of each.
+        every_n_epochs: Write after every n-th epoch of validation and at the end; 0: only at the
+            end.
+    """
+
+    name = "grad_cam"
+    needs = ("embedding",)
+    shows = "what features are made of (Grad-CAM)"
+    held_out = False
+
+    def __init__(self, clips: int = 4, frames: int = 2, every_n_epochs: int = 0) -> None:
+        super().__init__(clips, every_n_epochs)
+        self.frames = frames
+
+    def _keep(self, outputs: object, batch: object) -> None:
+        super()._keep(outputs, batch)
+        assert isinstance(outputs, dict)
+        assert self._seen is not None
+        if "cam" in outputs and "mask" in outputs:
+            for name in ("cam", "mask"):
+                self._seen[name] = outputs[name][: self.clips].detach().cpu()
+
+    def look(self, module: LightningModule, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Grad-CAM and guided Grad-CAM of the first views."""
+        backbone = module.backbone
+        assert isinstance(backbone, Backbone)
+        with _evaluating(module) as device, torch.no_grad():
+            cams, guided = backbone_cams(backbone, seen["views"][:, 0].float().to(device))
+        return {"cams": cams.cpu(), "guided": guided.cpu()}
+
+    def draw(self, pixels: Tensor, seen: dict[str, Tensor]) -> Image.Image:
+        """One row a clip; see `draw_cams`."""
+        return draw_cams(
+            pixels[:, 0],
+            seen["cams"],
+            seen["guided"],
+            head="what the feature of a clip is made of",
+            asked=seen.get("cam"),
+            masks=seen.get("mask"),
+            count=self.frames,
+            zoom=max(1, round(112 / pixels.shape[-1])),
+        )
+
+
+class TwoObjects(_Picture):
+    """Writes ``two_objects.png``: one query with two objects, asked for by two keys (PreViTS).
+
+    Differs from the paper's Figure 6, for which people marked two objects in one picture: here
+    the queries of two videos stand side by side as one, twice as wide, and each video's key asks
+    for its own. The network must be convolutional, so that it takes a picture of another width.
+    What is bright is where, by Grad-CAM, the query's code resembles the key's; beside it stands
+    how much of the heat is on the side of the key's own video (chance 50 %).
+
+    The clips are those of the last training batch. Where it has masks, keys are their objects
+    alone (`key_foreground`), and videos with an object come first. Methods without a key network
+    are asked by the cosine of pooled features.
+
+    Args:
+        pairs: Pairs of videos in the picture.
+        every_n_epochs: Write after every n-th epoch of validation and at the end; 0: only at the
+            end.
+    """
+
+    name = "two_objects"
+    needs = ("embedding",)
+    shows = "two objects in one query, each asked for by its key"
+    held_out = False
+
+    def __init__(self, pairs: int = 3, every_n_epochs: int = 0) -> None:
+        super().__init__(2 * pairs, every_n_epochs)
+
+    def _keep(self, outputs: object, batch: object) -> None:
+        super()._keep(outputs, batch)
+        assert isinstance(outputs, dict)
+        views: Tensor = outputs["views"]
+        if views.shape[1] < 2 or len(views) < 2:
+            raise TypeError(
+                f"{type(self).__name__} needs two views each of at least two videos; this run's "
+                f"batches are {tuple(views.shape)}. Take the callback out of the recipe"
+            )
+        rows, seen = torch.arange(len(views)), {}
+        # Masks of these very views: in training the step returns the views of its batch.
+        if isinstance(batch, dict) and batch.get("views") is views and "mask" in batch:
+            mask = batch["mask"][:, :2].detach().cpu()
+            there = ((mask != 0) & (mask != _VOID)).flatten(2).any(2).all(1)
+            rows = (~there).long().argsort(stable=True)
+            seen["masks"] = mask
+        rows = rows[: min(self.clips, len(rows) // 2 * 2)]
+        seen["views"] = views[:, :2].detach().cpu()
+        self._seen = {name: value[rows] for name, value in seen.items()}
+
+    def look(self, module: LightningModule, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The keys as they are asked with, and the heat of each pair for both of them."""
+        backbone = module.backbone
+        assert isinstance(backbone, Backbone)
+        views = seen["views"].float()
+        if "masks" in seen:
+            foreground = key_foreground(views[:, 1], seen["masks"][:, 1])
+            views = torch.stack([views[:, 0], foreground], dim=1)
+        query = torch.cat([views[0::2, 0], views[1::2, 0]], dim=-1)  # (P, 3, T, H, 2W)
+        with _evaluating(module) as device, torch.no_grad():
+            keys, alone = views[:, 1].to(device), "masks" in seen
+            heat = match_cams(module, backbone, query.to(device), keys, alone=alone)
+        return {"views": views, "heat": heat.cpu()}
+
+    def draw(self, pixels: Tensor, seen: dict[str, Tensor]) -> Image.Image:
+        """One row a pair; see `draw_two_objects`."""
+        middle = pixels.shape[3] // 2
+        shown = pixels[:, :, :, middle]  # (2P, 2, 3, H, W)
+        return draw_two_objects(
+            torch.cat([shown[0::2, 0], shown[1::2, 0]], dim=-1),
+            shown[:, 1].reshape(-1, 2, *shown.shape[2:]),
+            seen["heat"],
+            alone="masks" in seen,
+            zoom=max(1, round(112 / pixels.shape[-1])),
+        )
+
+
+class ClassCAMs(_Picture):
+    """Writes ``class_cam.png``: what a fine-tuned network takes for its class.
+
+    Grad-CAM and guided Grad-CAM of the class's logit (PreViTS, Figure 5; CtP, Figure 5), for the
+    first clips of the first batch of test or validation.
+
+    Args:
+        clips: Clips in the picture.
+        frames: Frames shown of each.
+        asked: Whose logit: the ``predicted`` class's, or the ``label``'s.
+        every_n_epochs: Write after every n-th epoch of validation and at the end; 0: only at the
+            end.
+
+    Raises:
+        ValueError: If ``asked`` is neither.
+    """
+
+    name = "class_cam"
+    needs = ()
+    shows = "what the class was read from (Grad-CAM)"
+
+    def __init__(
+        self, clips: int = 4, frames: int = 2, asked: Asked = "predicted", every_n_epochs: int = 0
+    ) -> None:
+        super().__init__(clips, every_n_epochs)
+        if asked not in get_args(Asked):
+            raise ValueError(f"asked must be predicted or label; got {asked!r}")
+        self.frames = frames
+        self.asked: Asked = asked
+
+    def _keep(self, outputs: object, batch: object) -> None:
+        if not isinstance(batch, dict) or "views" not in batch or "label" not in batch:
+            raise TypeError(
+                f"{type(self).__name__} draws {self.shows}: it belongs to fine-tuning on data with "
+                "labels. Take the callback out of the recipe"
+            )
+        views, labels = batch["views"][: self.clips, :1], batch["label"][: self.clips]
+        self._seen = {"views": views.detach().cpu(), "label": labels.detach().cpu()}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the first test batch."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the picture."""
+        self._write(trainer, pl_module, f"{self.name}.png")
+
+    def look(self, module: LightningModule, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The class of each clip, and where its logit comes from.
+
+        Raises:
+            TypeError: If the module is no classifier whose backbone carries gradients.
+        """
+        if not isinstance(module, Classifies) or module.frozen:
+            raise TypeError(
+                f"{type(self).__name__} needs a network that was fine-tuned; "
+                f"{type(module).__name__} runs its backbone without gradients, or has no classes"
+            )
+        classes, cams, products = [], [], []
+        with _evaluating(module) as device:
+            for views, label in zip(seen["views"].float(), seen["label"], strict=True):
+                pixels = views.to(device)  # (1, 3, T, H, W): one clip
+                wanted = int(label) if self.asked == "label" else None
+                cam, guided, number = class_cams(module, pixels, wanted)
+                classes.append(number)
+                cams.append(cam.cpu())
+                products.append(guided.cpu())
+        found = {"cams": torch.cat(cams), "guided": torch.cat(products)}
+        return {**found, "class": torch.tensor(classes)}
+
+    def draw(self, pixels: Tensor, seen: dict[str, Tensor]) -> Image.Image:
+        """One row a clip; see `draw_cams`."""
+        labels = [
+            f"{number}: right" if number == label else f"{number}: it is {label}"
+            for number, label in zip(seen["class"].tolist(), seen["label"].tolist(), strict=True)
+        ]
+        return draw_cams(
+            pixels[:, 0],
+            seen["cams"],
+            seen["guided"],
+            head=f"what the {self.asked} class was read from",
+            labels=labels
+            if self.asked == "predicted"
+            else [str(v) for v in seen["label"].tolist()],
+            count=self.frames,
+            zoom=max(1, round(112 / pixels.shape[-1])),
+        )
