@@ -19,6 +19,7 @@ from torch.nn import functional
 from lightning_vssl.tracking.saliency import Saliency
 
 _LEVELS = ((16, 5), (32, 3))  # short side and steps of the search for the camera's motion
+_AMENDS = 2  # steps on the finest level for maps that were put together
 _NOISE = 2 / 255  # of a pixel's grey
 _FAINT = 0.02  # slope of grey a pixel, under which a difference says little about motion
 _TEXTURE = 2.5  # motion counts from so many times the median of its frame
@@ -53,7 +54,7 @@ class MotionSaliency(Saliency):
         ValueError: If a number is out of its range.
     """
 
-    lag: int = 4
+    lag: int = 3
     still: float = 0.25
     steady: int = 3
     contrast: float = 0.4
@@ -103,14 +104,15 @@ class MotionSaliency(Saliency):
         speed = torch.full_like(grey, torch.inf)
         for first in range(0, len(early), _AT_ONCE):
             a, b = early[first : first + _AT_ONCE], late[first : first + _AT_ONCE]
-            forth, back = camera_motion(a, b)
+            forth, back = camera_motion(grey[first : first + len(a) + lag], lag)
             for start, left in (
-                (first, _speed(a, _warped(b, forth))),
-                (first + lag, _speed(b, _warped(a, back))),
+                (first, _speed(a, b, forth)),
+                (first + lag, _speed(b, a, back)),
             ):
                 part = speed[start : start + len(left)]
                 torch.minimum(part, left, out=part)
         # By the smaller of both: what comes into sight behind an object differs to one side alone.
+        speed[speed.isinf()] = 0
         least = _TEXTURE * speed.flatten(1)[:, ::3].median(1).values
         half = least.clamp(min=self.still)[:, None, None]
         sure = speed.square() / (speed.square() + half.square())
@@ -137,27 +139,39 @@ class MotionSaliency(Saliency):
         return seed * (1 - self.centre + self.centre * middle)
 
 
-def camera_motion(early: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds the affine map of most of a picture onto another (Gauss-Newton, from coarse to fine).
+def camera_motion(pictures: Tensor, lag: int = 1) -> tuple[Tensor, Tensor]:
+    """Finds the affine map of most of a picture onto a later one (Gauss-Newton, coarse to fine).
 
-    Weights of Geman and McClure leave out what does not follow the rest.
+    Maps from each picture to the next are put together and then set right: over a longer time a
+    camera moves too far for the search. Weights of Geman and McClure leave out what does not
+    follow the rest.
 
     Args:
-        early: (P, h, w) grey, in [0, 1].
-        late: The pictures they are mapped onto, (P, h, w).
+        pictures: (F, h, w) grey, in [0, 1], in the order of the video.
+        lag: From which to which: at least 1, less than F.
 
     Returns:
-        Two times (P, 2, 3), in the coordinates of `torch.nn.functional.affine_grid` (-1 to 1, x
-        before y): where in ``late`` a place of ``early`` is found, and the other way.
+        Two times (F - lag, 2, 3), in the coordinates of `torch.nn.functional.affine_grid` (-1 to
+        1, x before y): where a place of a picture is found ``lag`` pictures on, and the other way.
     """
-    maps = torch.eye(2, 3).repeat(len(early), 1, 1)
+    maps = torch.eye(2, 3).repeat(len(pictures) - 1, 1, 1)
     for short_side, steps in _LEVELS:
-        first = _small(early[:, None], short_side)[:, 0]
-        second = _small(late[:, None], short_side)[:, 0]
+        small = _small(pictures[:, None], short_side)[:, 0]
         for _ in range(steps):
-            maps = maps + _step(first, second, maps)
-    full = torch.cat([maps, maps.new_tensor([[[0.0, 0, 1]]]).expand(len(maps), 1, 3)], dim=1)
-    return maps, torch.linalg.inv(full)[:, :2]
+            maps = maps + _step(small[:-1], small[1:], maps)
+    full = _full(maps)
+    onward = full[: len(full) - lag + 1]
+    for later in range(1, lag):
+        onward = full[later : len(full) - lag + 1 + later] @ onward
+    maps = onward[:, :2]
+    for _ in range(_AMENDS if lag > 1 else 0):
+        maps = maps + _step(small[:-lag], small[lag:], maps)
+    return maps, torch.linalg.inv(_full(maps))[:, :2]
+
+
+def _full(maps: Tensor) -> Tensor:
+    """Maps (P, 2, 3) as (P, 3, 3)."""
+    return torch.cat([maps, maps.new_tensor([[[0.0, 0, 1]]]).expand(len(maps), 1, 3)], dim=1)
 
 
 def _step(first: Tensor, second: Tensor, maps: Tensor) -> Tensor:
@@ -187,18 +201,19 @@ def _places(height: int, width: int) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)]).flatten(1)
 
 
-def _speed(here: Tensor, there: Tensor) -> Tensor:
-    """Motion that is left between pictures (P, h, w), pixels: grey's difference by its slope."""
+def _speed(here: Tensor, other: Tensor, maps: Tensor) -> Tensor:
+    """Motion left between pictures (P, h, w) and others seen along maps (P, 2, 3), in pixels.
+
+    The difference of grey by its slope, over three by three pixels; infinite where the other does
+    not reach.
+    """
+    places = maps @ _places(*here.shape[-2:])
     across = functional.pad(here[:, :, 2:] - here[:, :, :-2], (1, 1)) / 2
     down = functional.pad(here[:, 2:] - here[:, :-2], (0, 0, 1, 1)) / 2
     slope = across.square() + down.square()
-    change = (here - there).abs() * slope.sqrt()
-    return _mean(change) / (_mean(slope) + _FAINT**2)
-
-
-def _warped(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Pictures (P, h, w) seen along maps (P, 2, 3)."""
-    return _sampled(pictures, maps @ _places(*pictures.shape[-2:]))
+    change = (here - _sampled(other, places)).abs() * slope.sqrt()
+    speed = _mean(change) / (_mean(slope) + _FAINT**2)
+    return speed.masked_fill_((places.abs().amax(1) > 1).view_as(speed), torch.inf)
 
 
 def _sampled(pictures: Tensor, places: Tensor) -> Tensor:
