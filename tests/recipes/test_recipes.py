@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -16,8 +17,9 @@ from torchvision.models import get_model
 
 from lightning_vssl import cli
 from lightning_vssl.data.boxes import BoxFile
+from lightning_vssl.data.decode import probe
 from lightning_vssl.data.synthetic import make_demo
-from lightning_vssl.data.tubes import TubeFile
+from lightning_vssl.data.tubes import Tube, TubeFile, tube_table, write_tubes
 from lightning_vssl.run import RunCLI, flat
 from tests.datamodules.clickme_files import blobs, write
 
@@ -216,6 +218,8 @@ class TestSmall:
             cli.main([command, *words])
             check_job(tmp_path / settings["trainer"]["default_root_dir"] / "seed0")
             return
+        if settings["data"]["init_args"].get("tubes"):
+            lay_out_tubes(Path(settings["data"]["init_args"]["tubes"]), Path(root))
         limits = ["--trainer.limit_test_batches=2"]
         if command == "fit":
             limits += ["--trainer.limit_train_batches=2"]
@@ -269,6 +273,18 @@ def lay_out(settings, root):
             file.parent.mkdir(parents=True)
             network = get_model(saliency["init_args"]["network"], weights_backbone=None)
             torch.save(network.state_dict(), file)
+
+
+def lay_out_tubes(file, root):
+    """Tubes of all videos below a folder, an object that crosses the frame, where a recipe says."""
+    tubes = []
+    for video in sorted(root.rglob("*.mp4")):
+        shown = probe(video)
+        masks = np.zeros((40, shown.height // 4, shown.width // 4), bool)
+        for frame, mask in enumerate(masks):
+            mask[8:20, frame // 4 : frame // 4 + 12] = True
+        tubes.append(Tube(video.relative_to(root).as_posix(), 0.2 * np.arange(40), masks))
+    write_tubes(file, tube_table(tubes), source="drawn")
 
 
 def check_job(folder):
