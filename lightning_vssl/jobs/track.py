@@ -159,6 +159,7 @@ class TrackJob(Job):
     def description(self) -> Mapping[str, object]:
         """What the tubes depend on."""
         return {
+            "saliency": type(self.tracker.saliency).__name__,
             **self.tracker.settings,
             "fps": self.fps,
             "max_frames": self.max_frames,
