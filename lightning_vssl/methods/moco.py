@@ -313,5 +313,5 @@ def _copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 def _pool(maps: Tensor) -> Tensor:
     """Averages maps (B, C, ...) over positions: (B, C), in float32 at least."""
-    pooled = maps.flatten(2).mean(2)
-    return pooled if pooled.dtype == torch.float64 else pooled.float()
+    wide = maps if maps.dtype == torch.float64 else maps.float()
+    return wide.flatten(2).mean(2)

@@ -284,11 +284,13 @@ def test_training_lowers_the_loss() -> None:
 def test_frame_views_of_clips() -> None:
     video = torch.arange(2 * 2 * 5).view(2, 2, 5, 1, 1, 1).expand(2, 2, 5, 3, 4, 4)
     batch = {"video": video, "time": video[..., 0, 0, 0], "crop": torch.zeros(2, 2, 4)}
+    batch["tracked"] = torch.tensor([[True, False]] * 2)
     found = frame_views({**batch, "mask": video[:, :, :1, 0]}, 3)
     assert found["video"][0, :, 0, 0, 0, 0].tolist() == [2, 7, 2]
     assert found["time"].tolist() == [[[2], [7], [2]], [[12], [17], [12]]]
     assert found["mask"].shape == (2, 3, 1, 4, 4)
     assert found["crop"].shape == (2, 3, 4)
+    assert found["tracked"].tolist() == [[True, False, True]] * 2
 
 
 @pytest.mark.parametrize(
