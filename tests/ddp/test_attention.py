@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vssl.losses.attention import attention_loss
+from lightning_vssl.metrics.localisation import HeatLocalisation
 from lightning_vssl.nn.gather import all_reduce_sum, rank, world_size
 from lightning_vssl.nn.grad_cam import channel_weights, grad_cam
 from lightning_vssl.nn.heads import MLP
@@ -45,3 +46,24 @@ def test_two_ranks_equal_one_process(two_processes: TwoProcesses, valid: tuple[i
         assert seen.keys() == one.keys()
         for name, expected in one.items():
             assert torch.allclose(seen[name], expected, rtol=0, atol=1e-12), name
+
+
+def localised(rows: tuple[tuple[int, ...], ...]) -> dict[str, float]:
+    """Heat maps of nine videos, each rank's rows of them; the last one has no object."""
+    draw = torch.Generator().manual_seed(0)
+    heat, mask = torch.rand(9, 5, 5, generator=draw), torch.rand(9, 15, 20, generator=draw) < 0.3
+    mask[8] = False
+    own = torch.tensor([n for part in rows for n in part] if world_size() == 1 else rows[rank()])
+    metric = HeatLocalisation()
+    for part in own.split(2):
+        metric.update(heat[part], mask[part], part)
+    found = metric.compute()
+    return {**found, "samples": metric.samples, "undefined": metric.undefined}
+
+
+def test_heat_maps_over_two_ranks_count_once(two_processes: TwoProcesses) -> None:
+    rows = ((0, 2, 4, 6, 8), (1, 3, 5, 7, 0, 2))  # as a sampler pads, and unevenly
+    one = localised(rows)
+    assert (one["samples"], one["undefined"]) == (8, 1)
+    for seen in two_processes(localised, rows):
+        assert seen == pytest.approx(one, abs=1e-12)
