@@ -191,7 +191,8 @@ def _step(first: Tensor, second: Tensor, maps: Tensor) -> Tensor:
     weighted = table * weights[:, None]
     normal = weighted @ table.mT  # (P, 6, 6)
     normal = normal + torch.diag_embed(1e-3 * normal.diagonal(dim1=1, dim2=2) + 1e-6)
-    return torch.linalg.solve(normal, weighted @ left[..., None]).reshape(-1, 2, 3)
+    step: Tensor = torch.linalg.solve(normal, weighted @ left[..., None])
+    return step.reshape(-1, 2, 3)
 
 
 def _places(height: int, width: int) -> Tensor:
@@ -218,7 +219,7 @@ def _speed(here: Tensor, other: Tensor, maps: Tensor) -> Tensor:
 
 def _sampled(pictures: Tensor, places: Tensor) -> Tensor:
     """Pictures (P, h, w) at places (P, 2, h * w)."""
-    grid = places.mT.unflatten(1, pictures.shape[-2:])
+    grid = places.mT.reshape(len(pictures), *pictures.shape[-2:], 2)
     return functional.grid_sample(
         pictures[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )[:, 0]

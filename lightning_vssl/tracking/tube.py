@@ -238,7 +238,8 @@ def _holes(masks: Bools) -> Bools:
     for rim in (beside[:, 0], beside[:, -1], beside[:, :, 0], beside[:, :, -1]):
         open_[rim] = True
     open_[0] = True  # the masks themselves
-    return ~open_[beside]
+    holes: Bools = ~open_[beside]
+    return holes
 
 
 def _tracked(masks: Tensor, height: int, width: int) -> Tracked:
