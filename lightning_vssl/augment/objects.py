@@ -101,9 +101,9 @@ def _taps(low: Tensor, high: Tensor, size: int, cells: int) -> Tensor:
     pixel = torch.arange(cells, device=low.device, dtype=low.dtype) + 0.5
     apart = (pixel - (low[:, None, None] + steps * scale)).abs()  # (N, size, cells)
     tent = (1 - apart / scale.clamp(min=1)).clamp(min=0)
-    # What lies outside of the crop is not looked at; a pixel on its edge counts by its part.
-    ends = torch.minimum(pixel + 0.5, high[:, None]) - torch.maximum(pixel - 0.5, low[:, None])
-    weights = tent * ends.clamp(0, 1)[:, None]
+    # Pixels that lie outside of the crop are not looked at.
+    inside = (pixel + 0.5 > low[:, None] + _SLACK) & (pixel - 0.5 < high[:, None] - _SLACK)
+    weights = tent * inside[:, None]
     return weights / weights.sum(-1, keepdim=True)
 
 
@@ -153,8 +153,9 @@ class _Objects:
 
     def bound(self, coverage: float) -> Tensor:
         """The share of the object to be shown, (N,) float64; 0 where there is none."""
-        least = _REACHABLE * self.cells[0].numel() * self.frames / self.total.clamp(min=1)
-        return least.double().clamp(max=coverage) * (self.total > 0)
+        area = self.cells.shape[1] * self.cells.shape[2]
+        least = _REACHABLE * area * self.frames.double() / self.total.clamp(min=1)
+        return least.clamp(max=coverage) * (self.total > 0)
 
     def centroid(self) -> Tensor:
         """Where its middle is, x and y in cells, (N, 2) float64."""

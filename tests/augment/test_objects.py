@@ -24,7 +24,7 @@ from lightning_vssl.nn.keyed import sample_key
 DRAWS = 10_000
 RATIO = (3 / 4, 4 / 3)
 EXACT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-LEVEL = 0.01  # of the two-sample Kolmogorov-Smirnov tests
+LEVEL = 0.01 / 4  # two-sample Kolmogorov-Smirnov; four numbers of a case share one in a hundred
 
 
 def keys(count, epoch=0):
@@ -392,9 +392,9 @@ def test_masks_and_boxes_lie_where_the_pixels_lie(canvas):
         if box.isnan().any():  # under a pixel of it is left
             assert (shown.max(0).values == shown.min(0).values).any()
             continue
-        # A mask keeps what is at least half in a pixel: never outside of the box, by rounding.
-        assert (found[:2] >= box[:2] - 0.51).all()
-        assert (found[2:] <= box[2:] + 0.51).all()
+        # A mask keeps what is at least half in a pixel; at the border the weights lean inwards.
+        assert (found[:2] >= box[:2] - 0.6).all()
+        assert (found[2:] <= box[2:] + 0.6).all()
         if len(shown) > 150:
             assert (found - box).abs().max() < 6
 
