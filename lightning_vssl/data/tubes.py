@@ -278,7 +278,7 @@ def cut_masks(
     for view, (x0, y0, x1, y1) in enumerate(np.asarray(windows, np.float64)):
         rows = _places(y0, y1, frame[0], masks.shape[2], size[0])
         columns = _places(x0, x1, frame[1], masks.shape[3], size[1])
-        cut[view] = masks[view][:, rows[:, None], columns]
+        cut[view] = masks[view].take(rows, axis=1).take(columns, axis=2)
     return cut
 
 
