@@ -449,6 +449,17 @@ class TestSamples:
             assert all(torch.equal(alone[name], shared[name]) for name in alone)
             assert alone["tracked"].dtype == torch.bool
 
+    def test_the_curriculum_follows_the_epoch(self, collection, tmp_path):
+        clips = TrackedPair(4, distance="curriculum", relax=10)
+        data = dataset(collection, tmp_path, clips, WholeFrame((24, 32)))
+        for epoch, most in ((0, 0.1), (4, 0.5), (9, 1.0)):
+            gaps = []
+            for later in range(epoch, epoch + 100, 100 if epoch < 9 else 4):
+                time = data[later, 0]["time"]
+                gaps.append(float((time[0, 0] - time[1, 0]).abs()))
+            assert max(gaps) <= most * (FRAMES - 4) / 25 + 1e-6
+        assert max(gaps) > 2  # of 3.84 seconds
+
     def test_without_tubes_nothing_is_constrained(self, collection, tmp_path):
         data = dataset(collection, tmp_path, TrackedPair(4), WholeFrame((24, 32)))
         plain = VideoDataset(data.manifest, data.clips, data.window)
