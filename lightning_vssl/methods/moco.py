@@ -38,8 +38,8 @@ from lightning_vssl.optim import Decay, Schedule
 KEY_STREAM = 66  # stream of the keyed generator that shuffles the keys
 
 
-class Encoded(NamedTuple):
-    """Views as the online network sees them.
+class EncodedView(NamedTuple):
+    """A view of some samples as the online network sees it.
 
     Attributes:
         maps: The backbone's last map, (B, C, T', H', W') or (B, C, H', W').
@@ -128,7 +128,7 @@ class MomentumQueue(Method):
         self.terms[name] = weight
 
     @abstractmethod
-    def compare(self, query: Encoded, views: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, query: EncodedView, views: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Encodes the keys and compares.
 
         Args:
@@ -141,7 +141,7 @@ class MomentumQueue(Method):
             else the step is to return.
         """
 
-    def encode(self, views: Tensor) -> Encoded:
+    def encode(self, views: Tensor) -> EncodedView:
         """Encodes one view by the online network.
 
         Args:
@@ -149,7 +149,7 @@ class MomentumQueue(Method):
         """
         maps = self.backbone(views)
         pooled = _pool(maps)
-        return Encoded(maps, pooled, self.project(self.projector, pooled))
+        return EncodedView(maps, pooled, self.project(self.projector, pooled))
 
     def project(self, head: nn.Module, pooled: Tensor) -> Tensor:
         """Runs a head on pooled features (B, C) in their own precision, whatever the autocast."""
@@ -300,7 +300,7 @@ class MoCo(MomentumQueue):
             channels_last=channels_last,
         )
 
-    def compare(self, query: Encoded, views: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, query: EncodedView, views: Tensor, batch: Batch) -> dict[str, Tensor]:
         """MoCo's Eq. 1; see `MomentumQueue.compare`."""
         (key,) = self.encode_keys(views[:, 1], batch["key"], KEY_STREAM)
         loss = info_nce(query.projected, key, self.queue.negatives(), self.temperature)

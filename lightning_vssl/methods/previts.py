@@ -32,7 +32,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.losses.attention import VOID, TargetForm, attention_loss, tube_target
 from lightning_vssl.losses.info_nce import unit
 from lightning_vssl.methods.base import Batch
-from lightning_vssl.methods.moco import Encoded, MoCo, MomentumQueue
+from lightning_vssl.methods.moco import EncodedView, MoCo, MomentumQueue
 from lightning_vssl.methods.rspnet import RSPNet
 from lightning_vssl.nn.grad_cam import (
     channel_weights,
@@ -69,7 +69,7 @@ class _Attention:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
     def __call__(
-        self, method: MomentumQueue, query: Encoded, views: Tensor, batch: Batch
+        self, method: MomentumQueue, query: EncodedView, views: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
         """The loss of Eq. 5 as ``attention``, the map as ``cam`` (B, *S), the query's ``mask``."""
         mask, tracked = _masks(batch, views)
@@ -96,7 +96,7 @@ class _Attention:
         with noted:
             return method.encode_keys(view * shown, key, _MASKED_STREAM)[0]
 
-    def _weights(self, score: Tensor, query: Encoded) -> Tensor:
+    def _weights(self, score: Tensor, query: EncodedView) -> Tensor:
         if self.form == "double":
             return channel_weights_through_maps(score, query.maps, create_graph=True)
         positions = query.maps[0, 0].numel()
@@ -197,7 +197,7 @@ class PreViTSMoCo(MoCo):
         self.add_term("attention", attention_weight)
         self.moves = 2 if official else 1
 
-    def compare(self, query: Encoded, views: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, query: EncodedView, views: Tensor, batch: Batch) -> dict[str, Tensor]:
         """MoCo's loss and the one of attention (Eq. 6); see `MomentumQueue.compare`."""
         return {**super().compare(query, views, batch), **self.attend(self, query, views, batch)}
 
@@ -285,6 +285,6 @@ class PreViTSRSPNet(RSPNet):
         self.add_term("attention", attention_weight)
         self.moves = 2 if official else 1
 
-    def compare(self, query: Encoded, views: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, query: EncodedView, views: Tensor, batch: Batch) -> dict[str, Tensor]:
         """RSPNet's losses and the one of attention (Eq. 6); see `MomentumQueue.compare`."""
         return {**super().compare(query, views, batch), **self.attend(self, query, views, batch)}

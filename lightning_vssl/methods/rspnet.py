@@ -21,7 +21,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.losses.info_nce import info_nce
 from lightning_vssl.losses.speed import speed_ranking
 from lightning_vssl.methods.base import Batch
-from lightning_vssl.methods.moco import KEY_STREAM, Encoded, MomentumQueue
+from lightning_vssl.methods.moco import KEY_STREAM, EncodedView, MomentumQueue
 from lightning_vssl.nn.heads import MLP
 from lightning_vssl.optim import Decay, Schedule
 
@@ -108,7 +108,7 @@ class RSPNet(MomentumQueue):
         self.margin = margin
         self.speed_temperature = speed_temperature
 
-    def compare(self, query: Encoded, views: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, query: EncodedView, views: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The contrastive loss of both keys, and the ranking; see `MomentumQueue.compare`."""
         key, same = self.encode_keys(views[:, 1], batch["key"], KEY_STREAM)
         other_key, other = self.encode_keys(views[:, 2], batch["key"], _OTHER_STREAM)

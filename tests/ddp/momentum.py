@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_vssl.losses import attention
 from lightning_vssl.methods import moco
-from lightning_vssl.methods.moco import Encoded, MomentumQueue
+from lightning_vssl.methods.moco import EncodedView, MomentumQueue
 from lightning_vssl.nn import queue
 from lightning_vssl.nn.ema import update_ema
 from lightning_vssl.nn.gather import all_reduce_sum, rank, world_size
@@ -49,10 +49,10 @@ def as_two_ranks(name: str, options: dict[str, object], shuffled: bool = True) -
     """The same with norms that see half a batch, by hand and in one process."""
     method = prepared(name, options)
 
-    def by_halves(views: Tensor) -> Encoded:
+    def by_halves(views: Tensor) -> EncodedView:
         maps = torch.cat([method.backbone(half) for half in views.chunk(2)])
         pooled = maps.flatten(2).mean(2)
-        return Encoded(maps, pooled, method.projector(pooled))
+        return EncodedView(maps, pooled, method.projector(pooled))
 
     def shuffled_halves(encode, x: Tensor, key: Tensor, stream: int) -> Tensor:
         order = shuffle_order(key, stream) if shuffled else torch.arange(len(x))

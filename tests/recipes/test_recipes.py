@@ -250,6 +250,7 @@ def pictures_of(settings):
         "TrackedPatches": "tracked_patches.png",
         "RegionPairs": "region_pairs.png",
         "AttentionMasks": "attention.png",
+        "GradCAMs": "grad_cam.png",
     }
     kinds = [c["class_path"].rpartition(".")[2] for c in settings["trainer"]["callbacks"]]
     return [drawn[kind] for kind in kinds if kind in drawn]
