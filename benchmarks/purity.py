@@ -21,9 +21,10 @@ The ways of sampling:
 - in the tube, crops that cover: the same with `ObjectViews`, which is PreViTS's sampling.
 
 The tubes: the true masks of the main object, where it has ``--pixels`` in the frame; those of the
-unsupervised tracker; and, as a control that must not help, the tracker's tubes of another video. A
-video without a tube is sampled at random and counts. Reported: mean over videos with its 95 %
-interval, and differences paired by video.
+unsupervised tracker; and, as a control, the tracker's tubes of another video, which know nothing of
+this one: what they still gain comes from clips that are nearer in time and crops nearer to the
+middle. A video without a tube is sampled at random and counts. Reported: mean over videos with its
+95 % interval, and differences paired by video.
 """
 
 import argparse
