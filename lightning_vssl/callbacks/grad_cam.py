@@ -169,6 +169,14 @@ def _tile(pixels: Tensor, zoom: int, mask: Tensor | None = None) -> Image.Image:
     return tile
 
 
+def _write_on(tile: Image.Image, text: str) -> None:
+    """Writes into a tile's corner, white with a dark rim."""
+    pen = ImageDraw.Draw(tile)
+    for across, down in ((2, 2), (4, 2), (2, 3), (4, 3), (3, 1), (3, 4)):
+        pen.text((across, down), text, fill=(0, 0, 0))
+    pen.text((3, 2), text, fill=(255, 255, 255))
+
+
 def _sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], head: str) -> Image.Image:
     """Lays tiles out; columns are as wide as in the first row, an empty title goes on the last."""
     gap, top = 4, 34
@@ -235,7 +243,7 @@ def draw_cams(
                 mask = masks[row, min(t, masks.shape[1] - 1)] if masks is not None else None
                 tiles.append(_tile(pixels[row, :, t], zoom, mask if outlined else None))
         if labels is not None:
-            ImageDraw.Draw(tiles[0]).text((3, 2), labels[row], fill=(255, 255, 255))
+            _write_on(tiles[0], labels[row])
         rows.append(tiles)
     return _sheet(rows, titles, head)
 
@@ -309,7 +317,7 @@ def draw_two_objects(
             sides = torch.stack([half.sum() for half in found[place].chunk(2, dim=-1)])
             share = float(sides[place] / sides.sum().clamp(min=1e-12))
             over = _tile(heat_over(one, _brought_to_one(found[place][None])[0]), zoom)
-            ImageDraw.Draw(over).text((3, 2), f"{share:.0%} on its side", fill=(255, 255, 255))
+            _write_on(over, f"{share:.0%} on its side")
             tiles += [_tile(both[place], zoom), over]
         rows.append(tiles)
     what = "its object alone" if alone else "another whole clip of its video"

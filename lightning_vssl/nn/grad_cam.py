@@ -7,9 +7,10 @@ Eq. 3 and 4) trains these maps, so that they must themselves be differentiable.
 
 In all networks here the head sees the *average* of the map over its N positions. Then the
 derivative of the score by the map is the same at every position, namely that by the average over
-N: `channel_weights` differentiates through the head alone, and training needs no second backward
-pass through the backbone. `channel_weights_through_maps` is the general form, equal where both
-apply (see tests/nn/test_grad_cam.py).
+N: `channel_weights` differentiates through the head alone and makes no gradient of the map's size.
+`channel_weights_through_maps` is the general form, equal where both apply (see
+tests/nn/test_grad_cam.py). Neither goes back into the backbone: what is trained is differentiated
+once through it, by the loss.
 """
 
 from collections.abc import Callable, Mapping
