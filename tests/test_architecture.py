@@ -27,7 +27,7 @@ LEVELS = (
     {"nn"},  # a loss over the global batch stands on the gather
 )
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
-NO_LIGHTNING = {"augment", "backbones", "proposals", "data", "losses", "metrics", "nn"}
+NO_LIGHTNING = {"augment", "backbones", "proposals", "tracking", "data", "losses", "metrics", "nn"}
 HOOKS = {"on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"}
 
 

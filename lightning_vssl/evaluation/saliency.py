@@ -44,7 +44,7 @@ def gradient_map(backbone: Backbone, frames: Tensor, channels: Channels = "mean"
     return moved.mean(1) if channels == "mean" else moved.amax(1)
 
 
-class Saliency(Evaluation):
+class HumanSaliency(Evaluation):
     """Spearman correlation of saliency maps with those of people, over what people reach.
 
     Only ``test`` runs it. Results, in percent: ``alignment``, VITO's number (the mean correlation
@@ -91,7 +91,7 @@ class Saliency(Evaluation):
         )
         if self.backbone.dims != 2:
             raise ValueError(
-                f"Saliency asks image networks, and {type(self.backbone).__name__} is one over "
+                f"HumanSaliency asks image networks, and {type(self.backbone).__name__} is one over "
                 "time and space"
             )
         self.channels: Channels = channels
@@ -125,14 +125,14 @@ class Saliency(Evaluation):
         Raises:
             ValueError: Always.
         """
-        raise ValueError("Saliency trains nothing: run test, not fit")
+        raise ValueError("HumanSaliency trains nothing: run test, not fit")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds the images of a batch."""
         self.note_input(batch)
         if "human" not in batch:
             raise ValueError(
-                "Saliency compares with maps of people, and the batch has no 'human': use ClickMe"
+                "HumanSaliency compares with maps of people, and the batch has no 'human': use ClickMe"
             )
         maps = self.maps_of(batch["views"][:, 0, :, 0])
         self.metric.update(maps, batch["human"], batch["index"])

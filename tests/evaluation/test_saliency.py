@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_vssl.augment.views import VideoViews
 from lightning_vssl.backbones.weights import export
 from lightning_vssl.datamodules.clickme import ClickMe
-from lightning_vssl.evaluation.saliency import Saliency, gradient_map
+from lightning_vssl.evaluation.saliency import HumanSaliency, gradient_map
 from lightning_vssl.methods.vito import VITO, MoCLR
 from tests.datamodules.clickme_files import blobs, write
 from tests.evaluation.small import OneLayer, trainer
@@ -52,7 +52,7 @@ def spots(tmp_path_factory):
 def test_attention_maps_are_the_masks_averaged(tmp_path):
     method, folder = exported(tmp_path)
     frames = torch.randn(2, 3, 64, 64)
-    module = Saliency(weights=folder)
+    module = HumanSaliency(weights=folder)
     assert module.source == "attention"
     method.eval()
     _, _, (fine, coarse) = method.encode(frames)
@@ -87,7 +87,7 @@ def test_gradient_map_equals_differences(channels):
 def test_whole_evaluation(tmp_path, spots, kind):
     """Attention to what is bright agrees with people who looked at bright spots."""
     _, folder = exported(tmp_path, kind, bright=kind is VITO)
-    module = Saliency(weights=folder, paper={"alignment": 47.7})
+    module = HumanSaliency(weights=folder, paper={"alignment": 47.7})
     data = ClickMe(spots, size=64, batch_size=4)
     logged, *_ = trainer(tmp_path).test(module, data, verbose=False)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -111,19 +111,19 @@ def test_refused(tmp_path):
     _, folder = exported(tmp_path)
     _, plain = exported(tmp_path / "moclr", MoCLR)
     with pytest.raises(ValueError, match="no export's folder"):
-        Saliency(backbone=FrameNet(), weights=str(tmp_path / "last.ckpt"))
+        HumanSaliency(backbone=FrameNet(), weights=str(tmp_path / "last.ckpt"))
     with pytest.raises(ValueError, match="needs the attention of VITO"):
-        Saliency(backbone=FrameNet(), source="attention")
+        HumanSaliency(backbone=FrameNet(), source="attention")
     with pytest.raises(ValueError, match="not the head 'attention'"):
-        Saliency(weights=plain, source="attention")
+        HumanSaliency(weights=plain, source="attention")
     with pytest.raises(ValueError, match="over time and space"):
-        Saliency(backbone=OneLayer(dims=3))
+        HumanSaliency(backbone=OneLayer(dims=3))
     with pytest.raises(ValueError, match="source must be"):
-        Saliency(backbone=FrameNet(), source="both")
+        HumanSaliency(backbone=FrameNet(), source="both")
     with pytest.raises(ValueError, match="channels must be"):
-        Saliency(backbone=FrameNet(), channels="sum")
-    assert Saliency(backbone=FrameNet()).source == "gradient"
-    assert Saliency(weights=folder, source="gradient").attention is None
+        HumanSaliency(backbone=FrameNet(), channels="sum")
+    assert HumanSaliency(backbone=FrameNet()).source == "gradient"
+    assert HumanSaliency(weights=folder, source="gradient").attention is None
 
 
 def test_data_without_maps_of_people(tmp_path):
@@ -133,4 +133,4 @@ def test_data_without_maps_of_people(tmp_path):
         test_dataloader = Data.val_dataloader
 
     with pytest.raises(ValueError, match="use ClickMe"):
-        trainer(tmp_path).test(Saliency(backbone=FrameNet()), Test(), verbose=False)
+        trainer(tmp_path).test(HumanSaliency(backbone=FrameNet()), Test(), verbose=False)
