@@ -2,9 +2,10 @@
 
 The frames before and behind are laid over a frame along the motion of the camera (an affine map
 found by robust least squares); what then still differs moves by itself. Where nothing does, colours
-that the border of the frame lacks take its place. Colours of what was found so far, against those
-around it, then draw its outline. Motion and colour together find a foreground in FAME (Ding et al.
-2022) and in Papazoglou and Ferrari (2013), by other means.
+that the border of the frame lacks take its place. The spectral residual of each frame (Hou and
+Zhang 2007) adds a little. Colours of what was found so far, against those around it, then draw its
+outline. Motion and colour together find a foreground in FAME (Ding et al. 2022) and in Papazoglou
+and Ferrari (2013), by other means.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ _BLUR = 0.8  # of the colour counts, in bins
 _SURE = 0.02  # share of the frame whose motion says how far motion can be trusted
 _SEED = 0.5  # what the colours of the object are taken from
 _HALF = 0.35  # evidence of the place alone that makes it salient
+_SPECTRAL = 0.3  # weight of the spectral residual against the place
+_PLAIN = 1.2  # spectral residual, in means of its frame, that says nothing
 _COLOUR = 0.6  # weight of the colours against the place
 _CLIP = 2.5  # most that a colour can say, in nats
 _ROUNDS = 2
@@ -86,6 +89,7 @@ class MotionSaliency(Saliency):
         bins = _colour_bins(pixels)
         seed = self._seed(motion, bins)
         place = torch.log((_mean(seed) + 0.02) / _HALF)
+        place = place + _SPECTRAL * torch.log(spectral_residual(grey) / _PLAIN).clamp(-1.5, 1.5)
         maps = seed
         for _ in range(_ROUNDS):
             few, some = bins[:: -(-len(bins) // _COUNTED)], maps[:: -(-len(bins) // _COUNTED)]
@@ -137,6 +141,23 @@ class MotionSaliency(Saliency):
         trust = motion.flatten(1).topk(most, dim=1).values.mean()
         seed = 1 - (1 - motion) * (1 - self.contrast * (1 - trust) * _mean(contrast))
         return seed * (1 - self.centre + self.centre * middle)
+
+
+def spectral_residual(grey: Tensor) -> Tensor:
+    """What the amplitudes of a picture do not let expect (Hou and Zhang 2007).
+
+    Args:
+        grey: (F, h, w) of about 64 pixels, as in the paper.
+
+    Returns:
+        (F, h, w), in means of each picture; 0 or more.
+    """
+    spectrum = torch.fft.fft2(grey)
+    size = spectrum.abs().add(1e-8).log()
+    found = torch.fft.ifft2(torch.polar((size - _mean(size)).exp(), spectrum.angle())).abs()
+    blurred = ndimage.gaussian_filter(found.square().numpy(), (0, 2.5, 2.5), mode="nearest")
+    smooth = torch.from_numpy(blurred).clamp(min=1e-12)
+    return smooth / smooth.mean((1, 2), keepdim=True)
 
 
 def camera_motion(pictures: Tensor, lag: int = 1) -> tuple[Tensor, Tensor]:

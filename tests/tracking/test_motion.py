@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from lightning_vssl.data.synthetic_scenes import draw
 from lightning_vssl.tracking import MotionSaliency, Tracker
-from lightning_vssl.tracking.motion import _mean, camera_motion
+from lightning_vssl.tracking.motion import _mean, camera_motion, spectral_residual
 
 
 def ground(height=160, width=200, seed=0):
@@ -128,6 +128,20 @@ def test_built_in_videos_beat_a_centred_box_and_the_first_mask():
             values.append(((masks & true).sum((1, 2)) / either).mean())
     assert np.mean(found) > np.mean(centred) + 0.2
     assert np.mean(found) > np.mean(held) + 0.1
+
+
+def test_spectral_residual_by_its_definition():
+    # One picture in float64 with NumPy: the local mean of nine is SciPy's.
+    grey = np.random.default_rng(0).random((20, 24))
+    grey[8:12, 10:15] += 2
+    spectrum = np.fft.fft2(grey)
+    size = np.log(np.abs(spectrum) + 1e-8)
+    residual = size - ndimage.uniform_filter(size, 3, mode="nearest")
+    found = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
+    found = ndimage.gaussian_filter(found, 2.5, mode="nearest")
+    got = spectral_residual(torch.from_numpy(np.stack([grey, grey * 0.5])))
+    np.testing.assert_allclose(got[0].numpy(), found / found.mean(), rtol=1e-6)
+    torch.testing.assert_close(got[1], got[0], rtol=1e-4, atol=1e-6)  # whatever the light
 
 
 def test_mean_of_nine_is_scipys():
