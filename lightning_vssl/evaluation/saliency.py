@@ -91,8 +91,8 @@ class HumanSaliency(Evaluation):
         )
         if self.backbone.dims != 2:
             raise ValueError(
-                f"HumanSaliency asks image networks, and {type(self.backbone).__name__} is one over "
-                "time and space"
+                f"HumanSaliency asks image networks, and {type(self.backbone).__name__} is one "
+                "over time and space"
             )
         self.channels: Channels = channels
         self.metric = HumanAlignment(ceiling)
@@ -132,7 +132,8 @@ class HumanSaliency(Evaluation):
         self.note_input(batch)
         if "human" not in batch:
             raise ValueError(
-                "HumanSaliency compares with maps of people, and the batch has no 'human': use ClickMe"
+                "HumanSaliency compares with maps of people, and the batch has no 'human': use "
+                "ClickMe"
             )
         maps = self.maps_of(batch["views"][:, 0, :, 0])
         self.metric.update(maps, batch["human"], batch["index"])
