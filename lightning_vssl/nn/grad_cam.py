@@ -147,9 +147,7 @@ def minmax_cam(maps: Tensor, weights: Tensor, eps: float = 1e-7) -> Tensor:
     return (found - low) / (high - low + eps)
 
 
-def explain(
-    maps: Tensor, score: Callable[[Tensor], Tensor], signed: bool = False
-) -> tuple[Tensor, Tensor]:
+def explain(maps: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Grad-CAM of a finished map, outside of training: no gradient is kept.
 
     Works under ``torch.no_grad`` and in inference mode, where a validation step runs.
@@ -159,7 +157,6 @@ def explain(
         score: From the average over positions, (B, C) float32, to one number for each sample,
             (B,). Tensors that it uses from a validation step must be cloned in it
             (``key.clone()``), which inference mode demands.
-        signed: Leaves out the ReLU, so that what speaks against the score is negative.
 
     Returns:
         The map (B, *S) and the scores (B,), float32 or float64.
@@ -178,12 +175,12 @@ def explain(
         pooled = own.flatten(2).mean(2).requires_grad_()
         scores = score(pooled)
         weights = channel_weights(scores, pooled, own[0, 0].numel())
-        found = _weighted(own, weights)
-    return found.detach() if signed else found.detach().relu(), scores.detach()
+        found = grad_cam(own, weights)
+    return found.detach(), scores.detach()
 
 
 def explain_layer(
-    layer: nn.Module, inputs: Tensor, score: Callable[[Tensor], Tensor], signed: bool = False
+    layer: nn.Module, inputs: Tensor, score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Grad-CAM of a layer's map in any network, whatever follows it; no gradient is kept.
 
@@ -195,7 +192,6 @@ def explain_layer(
             of a clip one after the other.
         inputs: What ``score`` takes, (B, ...), float.
         score: Runs the network and gives one number for each sample, (B,).
-        signed: Leaves out the ReLU, so that what speaks against the score is negative.
 
     Returns:
         The map (B, *S), or (B, n, *S), and the scores (B,).
@@ -216,11 +212,11 @@ def explain_layer(
             maps = found[0]
             each = len(maps) // len(inputs)
             weights = _differentiate(scores, maps, "maps", False, each).flatten(2).mean(2)
-            cam = _weighted(maps, weights).detach()
+            cam = grad_cam(maps, weights).detach()
     finally:
         handle.remove()
     cam = cam if each == 1 else cam.view(-1, each, *cam.shape[1:])
-    return cam if signed else cam.relu(), scores.detach()
+    return cam, scores.detach()
 
 
 def resize_cam(cam: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -196,11 +196,9 @@ def test_explain_equals_the_trained_form_and_runs_in_inference_mode() -> None:
     with torch.inference_mode():
         made, other = maps * 1, key * 1  # inference tensors, as in a validation step
         found, scores = explain(made, lambda x: (head(x) * other.clone()).sum(1))
-        signed, _ = explain(made, lambda x: (head(x) * other.clone()).sum(1), signed=True)
     assert worst(found, expected) <= 1e-14
     assert worst(scores, score.detach()) <= 1e-14
-    assert torch.equal(signed.relu(), found)
-    assert (signed < 0).any()
+    assert (found == 0).any()  # what speaks against the score is cut off
     assert head.layers[0].weight.grad is None
 
 
@@ -224,9 +222,6 @@ def test_a_layer_of_any_network_is_explained(each: int) -> None:
     pixels = draw(2, each, 3, 7, 8)
     with torch.inference_mode():
         found, scores = explain_layer(layer, pixels * 1, lambda x: after(layer(x.flatten(0, 1))))
-        signed, _ = explain_layer(
-            layer, pixels * 1, lambda x: after(layer(x.flatten(0, 1))), signed=True
-        )
     maps = layer(pixels.flatten(0, 1)).requires_grad_()
     (slope,) = torch.autograd.grad(after(maps).sum(), maps)
     expected = torch.stack(
@@ -236,8 +231,8 @@ def test_a_layer_of_any_network_is_explained(each: int) -> None:
         ]
     )
     expected = expected if each == 1 else expected.view(2, 3, 5, 6)
-    assert worst(signed, expected) <= 1e-12
-    assert torch.equal(found, signed.relu())
+    assert (expected < 0).any()
+    assert worst(found, expected.relu()) <= 1e-12
     assert found.any()
     assert worst(scores, after(maps)) <= 1e-12
     assert not layer._forward_hooks
