@@ -98,7 +98,7 @@ class PngSaliency(Saliency):
 
         Raises:
             FileNotFoundError: If the map of a frame is missing.
-            ValueError: If a map is no picture, or not of the frames' shape.
+            ValueError: If a map is no picture, not whole, or not of the frames' shape.
         """
         chosen = range(len(frames)) if not len(numbers) else numbers
         stem = str(Path(video).with_suffix("")) if video else ""
@@ -244,6 +244,8 @@ def _read_map(file: Path, frame: tuple[int, int], size: tuple[int, int]) -> np.n
         ) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{file}: not a picture") from error
+    except OSError as error:
+        raise ValueError(f"{file}: not a whole picture ({error})") from error
     return np.asarray(grey, np.float32) / 255
 
 

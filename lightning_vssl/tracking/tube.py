@@ -87,7 +87,7 @@ class Tracker:
         mask_weight: float = 0.5,
         max_age: int = 12,
         min_hits: int = 3,
-        short_side: int = 64,
+        short_side: int = 96,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold}: above 0, at most 1")

@@ -71,6 +71,18 @@ def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path):
         PngSaliency(str(tmp_path))(frames(1), "a.mp4")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_map_whose_end_is_missing_is_refused_by_name(tmp_path, share):
+    write(tmp_path / "a", [1])
+    file = tmp_path / "a" / "00001.png"
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
+    Image.fromarray(noise).save(file)
+    PngSaliency(str(tmp_path))(frames(1), "a.mp4")
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(ValueError, match=r"00001.png: not a whole picture"):
+        PngSaliency(str(tmp_path))(frames(1), "a.mp4")
+
+
 def test_a_folder_that_is_not_there_and_patterns_that_cannot_be(tmp_path):
     with pytest.raises(NotADirectoryError, match="nowhere"):
         PngSaliency(str(tmp_path / "nowhere"))
