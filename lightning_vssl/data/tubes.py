@@ -454,18 +454,6 @@ class TubeFile:
         height, width = self._opened()["sizes"][row].tolist()
         return height, width
 
-    def seconds(self) -> npt.NDArray[np.float64]:
-        """For how long the object of each video is seen, seconds, (videos,)."""
-        arrays = self._opened()
-        offsets = np.asarray(arrays["frames"])
-        video = np.repeat(np.arange(self.videos), np.diff(offsets))  # (F,)
-        times = np.asarray(arrays["seconds"], np.float64)
-        first, last = times[offsets[:-1]], times[offsets[1:] - 1]
-        gaps = np.maximum(np.diff(offsets) - 1, 1)
-        seen = np.bincount(video, weights=np.asarray(arrays["areas"]) > 0, minlength=self.videos)
-        found: npt.NDArray[np.float64] = seen * (last - first) / gaps
-        return found
-
     def _row(self, video: int | str) -> int:
         if not isinstance(video, str):
             return video

@@ -28,6 +28,7 @@ from lightning_vssl.tracking import Tracked, Tracker
 
 _log = logging.getLogger("lightning.pytorch")  # the one whose information is shown
 
+_CLOCK = 1e-3  # seconds that do not matter: times are kept as float32
 _SHOWN_SIDE = 240  # pixels of the short side of a drawn video
 
 
@@ -111,8 +112,10 @@ class TrackJob(Job):
         max_frames: Most frames of a video; a longer one is tracked at a lower rate.
         side: Pixels of the short side of the masks that are kept: training looks at them at 7 x 7
             to 14 x 14.
-        min_seconds: How long the object must be seen for a tube to be usable: PreViTS's 60 frames
-            at 25 a second.
+        min_seconds: How long the object must be seen, all in all, for a tube to be usable:
+            PreViTS's 60 frames (``min_tracked`` of the training recipes) at 25 a second.
+        min_run: How long it must be seen without a gap: the 32 frames of RSPNet's window at 25 a
+            second. Frames of MoCo (PreViTS on pictures) need none: 0.
         drawn: Videos that are drawn.
         split: Videos of which split.
         shard_size: Videos of a shard: what a killed run may lose, times its processes.
@@ -129,6 +132,7 @@ class TrackJob(Job):
         max_frames: int = 600,
         side: int = 64,
         min_seconds: float = 2.4,
+        min_run: float = 1.28,
         drawn: int = 8,
         split: Literal["train", "val", "test"] = "train",
         shard_size: int = 128,
@@ -136,8 +140,10 @@ class TrackJob(Job):
         super().__init__("tubes", split=split, shard_size=shard_size)
         if not fps > 0 or max_frames < 1 or side < 1:
             raise ValueError(f"fps={fps}, max_frames={max_frames}, side={side}: above 0, 1, 1")
-        if min_seconds < 0 or drawn < 0:
-            raise ValueError(f"min_seconds={min_seconds}, drawn={drawn}: 0 or more")
+        if min(min_seconds, min_run, drawn) < 0:
+            raise ValueError(
+                f"min_seconds={min_seconds}, min_run={min_run}, drawn={drawn}: 0 or more"
+            )
         self.tracker = tracker
         saliency = tracker.saliency
         self.network = saliency if isinstance(saliency, nn.Module) else None  # to the accelerator
@@ -145,6 +151,7 @@ class TrackJob(Job):
         self.max_frames = max_frames
         self.side = side
         self.min_seconds = min_seconds
+        self.min_run = min_run
         self.drawn = drawn
 
     @property
@@ -194,14 +201,15 @@ class TrackJob(Job):
         if not super().join():
             return False
         about = pq.read_table(self.file, columns=["time", "area", "error"])
-        seconds = _seen(about)
+        seconds, _ = _seen(about)
         failed = np.array(about.column("error").to_pylist(), np.object_) != ""
-        usable = (seconds > 0) & (seconds >= self.min_seconds)
+        usable = usable_tubes(about, min_seconds=self.min_seconds, min_run=self.min_run)
         counted = {
             "videos": len(usable),
             "usable": int(usable.sum()),
             "share": round(float(usable.mean()), 4) if len(usable) else 0.0,
             "min_seconds": self.min_seconds,
+            "min_run": self.min_run,
             "without_object": int(((seconds == 0) & ~failed).sum()),
             "unreadable": int(failed.sum()),
         }
@@ -209,12 +217,13 @@ class TrackJob(Job):
         with whole_file(file) as temporary:
             temporary.write_text(json.dumps(counted, indent=2) + "\n", encoding="utf-8")
         _log.info(
-            "%d of %d videos (%.1f %%) show an object for %g seconds or more; %d show none, %d "
-            "cannot be read",
+            "%d of %d videos (%.1f %%) show an object for %g seconds or more, %g of them without a "
+            "gap; %d show none, %d cannot be read",
             counted["usable"],
             counted["videos"],
             100 * counted["share"],
             self.min_seconds,
+            self.min_run,
             counted["without_object"],
             counted["unreadable"],
         )
@@ -264,23 +273,46 @@ class TrackJob(Job):
         return video_name(manifest.table.column("path")[row].as_py(), manifest.root)
 
 
-def _seen(about: pa.Table) -> npt.NDArray[np.float64]:
-    """For how long the object of each video is seen, seconds, (N,); 0 where it is nowhere."""
+def usable_tubes(about: pa.Table, *, min_seconds: float, min_run: float) -> npt.NDArray[np.bool_]:
+    """Which tubes training can draw clips in, as `lightning_vssl.data.clips.TrackedClips` does.
+
+    Args:
+        about: Rows of a tube file, with ``time`` and ``area``.
+        min_seconds: How long the object must be seen, all in all.
+        min_run: How long it must be seen without a gap.
+
+    Returns:
+        (N,).
+    """
+    seconds, run = _seen(about)
+    return (seconds > 0) & (seconds >= min_seconds - _CLOCK) & (run >= min_run - _CLOCK)
+
+
+def _seen(about: pa.Table) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """For how long the object of each video is seen, all in all and at most without a gap.
+
+    Each frame looked at stands for the time until the next, as the frames between take its mask.
+
+    Returns:
+        Seconds, (N,) and (N,); 0 where it is nowhere.
+    """
     times, areas = (about.column(name).combine_chunks() for name in ("time", "area"))
     offsets = times.offsets.to_numpy().astype(np.int64)
     frames = np.diff(offsets)  # (N,)
     time = times.values.to_numpy(zero_copy_only=False).astype(np.float64)
     video = np.repeat(np.arange(len(frames)), frames)  # (F,)
-    seen = np.bincount(
-        video, weights=areas.values.to_numpy(zero_copy_only=False) > 0, minlength=len(frames)
-    )
+    there = areas.values.to_numpy(zero_copy_only=False) > 0
+    seen = np.bincount(video, weights=there, minlength=len(frames))
     part = np.zeros(len(frames))
     some = frames > 1
     first, last = offsets[:-1][some], offsets[1:][some] - 1
     part[some] = (time[last] - time[first]) / (frames[some] - 1)
     part[frames == 1] = 1e-3  # one frame is next to nothing
-    seconds: npt.NDArray[np.float64] = seen * part
-    return seconds
+    place = np.arange(len(there))
+    lost = np.maximum.accumulate(np.where(there, -1, place)) if len(there) else place
+    longest = np.zeros(len(frames), np.int64)
+    np.maximum.at(longest, video, place - np.maximum(lost, offsets[video] - 1))
+    return seen * part, longest * part
 
 
 def _tensor(value: Tensor | int | str) -> Tensor:

@@ -159,11 +159,6 @@ class TestReading:
         with pytest.raises(KeyError, match=r"no tube of no\.mp4"):
             tubes.masks("no.mp4", np.zeros(1))
 
-    def test_seconds(self, file):
-        expected = [discs(40, 30, 40, 1).any(axis=(1, 2)).sum() / 25]
-        expected += [discs(20, 36, 24, 2).any(axis=(1, 2)).sum() / 25, 0]
-        assert reader(file).seconds() == pytest.approx(expected, abs=1e-5)
-
     def test_pickled_it_is_small_and_reads_the_same(self, file):
         tubes = reader(file)
         expected = tubes.masks(0, np.arange(9) / 10)

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_vssl import cli
-from lightning_vssl.data.clips import TrackedPair
+from lightning_vssl.data.clips import TrackedPair, TrackedSpeeds
 from lightning_vssl.data.decode import VideoReader
-from lightning_vssl.data.tubes import TubeFile, shrink_masks
+from lightning_vssl.data.tubes import Tube, TubeFile, shrink_masks, tube_table, write_tubes
 from lightning_vssl.data.windows import WholeFrame
 from lightning_vssl.datamodules.video_folder import VideoFolder
 from lightning_vssl.jobs.base import Job
-from lightning_vssl.jobs.track import TrackJob
+from lightning_vssl.jobs.track import TrackJob, usable_tubes
 from lightning_vssl.jobs.tube_pictures import draw_strips, draw_tube
 from lightning_vssl.tracking import PngMasks, Saliency, Tracker
 from tests.videos import write_video
@@ -160,9 +160,42 @@ class TestAlone:
             "usable": VIDEOS - 3,  # without the black, the broken and the short one
             "share": round((VIDEOS - 3) / VIDEOS, 4),
             "min_seconds": 2.4,
+            "min_run": 1.28,
             "without_object": 1,
             "unreadable": 1,
         }
+
+    def test_usable_is_what_training_draws_in_a_tube(self, tmp_path):
+        # Videos of 10 s and 25 frames a second, every second one looked at; 0.01 s against ties.
+        rng = np.random.default_rng(0)
+        tubes, names = [], [f"{i}.mp4" for i in range(300)]
+        for name in names:
+            turns = rng.random(125) < rng.choice(
+                [0.02, 0.05, 0.1]
+            )  # where the object comes or goes
+            seen = np.cumsum(turns) % 2 == rng.integers(2)
+            tubes.append(
+                Tube(
+                    name, np.arange(125) / 12.5 + 0.01, seen[:, None, None] & np.ones((2, 3), bool)
+                )
+            )
+        table = tube_table(
+            [*tubes, Tube("broken.mp4", np.zeros(0), np.zeros((0, 2, 3), bool), "x")]
+        )
+        write_tubes(tmp_path / "tubes.parquet", table, source="drawn")
+        file = TubeFile(tmp_path / "tubes.parquet", cache_dir=tmp_path)
+        stored = np.arange(250) / 25
+        both = []
+        for clips, run in ((TrackedSpeeds(), 1.28), (TrackedPair(frames=1), 0.0)):
+            inside = [
+                clips.draw(stored, file.tracked(name, stored), np.random.default_rng(1))[1]
+                for name in names
+            ]
+            usable = usable_tubes(table, min_seconds=2.4, min_run=run)
+            assert usable[:-1].tolist() == inside
+            assert not usable[-1]
+            both.append(sum(inside))
+        assert 50 < both[0] < both[1] - 10 < 280
 
     def test_some_are_drawn(self, whole, root):
         drawn = sorted((whole / "drawn").iterdir())
@@ -211,10 +244,10 @@ class TestAlone:
 
         job = TrackJob(Tracker(Net()), side=24, shard_size=4, drawn=0)
         assert isinstance(job.network, Net)
-        assert job.work.tracker is None if job.manifest else True
         data = VideoFolder(root, labels=False, max_unreadable=0.2, cache_dir=tmp_path / "cache")
         trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path / "out", **QUIET)
         trainer.predict(job, data)
+        assert job.work.tracker is None  # the workers read, and do not track
         columns = ["path", "time", "area", "masks", "error"]
         found, expected = (
             pq.read_table(folder / "tubes.parquet", columns=columns)
@@ -238,6 +271,7 @@ class TestAlone:
         data = VideoFolder(root, labels=False, max_unreadable=0.2, cache_dir=tmp_path / "cache")
         trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path / "out", **QUIET)
         trainer.predict(job, data)
+        assert job.work.tracker is job.tracker  # the workers track
         tubes = TubeFile(tmp_path / "out" / "tubes.parquet", cache_dir=tmp_path)
         assert json.loads((tmp_path / "out" / "usable.json").read_text())["usable"] == 3
         frames = moving(3)
@@ -280,7 +314,10 @@ class TestGoingOn:
         monkeypatch.setattr(Job, "predict_step", lambda *_: pytest.fail("nothing is left to do"))
         with caplog.at_level(logging.INFO, "lightning.pytorch"):
             cli.main(words)
-        assert f"8 of {VIDEOS} videos (72.7 %) show an object for 2.4 seconds" in caplog.text
+        assert (
+            f"8 of {VIDEOS} videos (72.7 %) show an object for 2.4 seconds or more, 1.28 of"
+            in caplog.text
+        )
         assert contents(tmp_path / "out/seed0") == contents(whole)
 
     @pytest.mark.parametrize(
@@ -372,7 +409,7 @@ class TestPictures:
 @pytest.mark.parametrize(
     "wrong",
     [{"split": "all"}, {"shard_size": 0}, {"fps": 0.0}, {"max_frames": 0}, {"side": 0},
-     {"min_seconds": -1.0}, {"drawn": -1}],
+     {"min_seconds": -1.0}, {"min_run": -1.0}, {"drawn": -1}],
 )  # fmt: skip
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
