@@ -16,10 +16,10 @@ _SOURCE = "the official list, from www.robots.ox.ac.uk/~vgg/data/vggsound"
 class VGGSound(VideoDataModule):
     """VGG-Sound, from the official list and the clips cut out of their videos.
 
-    Layout: ``<root>/vggsound.csv`` (or ``<root>/data/vggsound.csv``), without a header: identifier
-    of the video, second at which the clip starts, label (quoted where it holds a comma), ``train``
-    or ``test``; and the clips ``<id>_<start:06d>.mp4`` below ``videos``, at any depth. Classes are
-    sorted by name. There are no validation videos of their own: validation reads none.
+    Layout: ``<root>/vggsound.csv`` (or below ``data`` or ``annotations``), without a header:
+    identifier of the video, second at which the clip starts, label (quoted where it holds a comma),
+    ``train`` or ``test``; and the clips ``<id>_<start:06d>.mp4`` below ``videos``, at any depth.
+    Classes are sorted by name. There are no validation videos of their own: validation reads none.
 
     Videos disappear: what is missing is counted, named, and left out up to ``max_missing``.
 
