@@ -190,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--videos", type=int, default=1000, help="a quarter of them held out")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="default all")
     parser.add_argument("--jobs", type=int, default=2)

@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--videos", type=int, default=1000, help="a quarter of them held out")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--flat", action="store_true", help="paint objects and ground flat")
