@@ -9,7 +9,6 @@ places and how they move are all there is, once views have lost their colour, to
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -78,7 +77,6 @@ def drawn_videos(
     *,
     flat: bool = False,
     main_only: bool = False,
-    borders: Literal["wrap", "bounce"] = "wrap",
 ) -> Videos:
     """Draws the videos of a split.
 
@@ -89,13 +87,12 @@ def drawn_videos(
         flat: Painted in one colour each.
         main_only: Of flat videos: without any object but the main one (whose ``cover`` still counts
             what others would hide).
-        borders: Whether objects that leave the frame enter it again or bounce off its border.
     """
     frames = torch.empty(count, LENGTH, 3, STORED, STORED, dtype=torch.uint8)
     masks = torch.empty(count, LENGTH, STORED, STORED, dtype=torch.uint8)
     boxes, cover, fps, labels = [], [], [], []
     for index in range(count):
-        drawn = draw(seed, index, split, borders=borders)
+        drawn = draw(seed, index, split)
         height, width = drawn.masks.shape[1:]
         shown, painted = drawn.masks[:LENGTH], drawn.frames[:LENGTH]
         if flat:
