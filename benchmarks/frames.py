@@ -141,10 +141,6 @@ def attention(method: nn.Module, video: Tensor, masks: Tensor) -> tuple[float, f
     return float(heat_lift(heat, masks).mean()), float(heat_lift(gaussian_like(heat), masks).mean())
 
 
-def _videos(seed: int, split: str, count: int) -> Videos:
-    return drawn_videos(seed, split, count, flat=True, main_only=True, borders="bounce")
-
-
 def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
     """Everything of one world."""
     from lightning_vssl.data.clips import UniformClips
