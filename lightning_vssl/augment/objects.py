@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_vssl.augment.regions import usable_boxes
-from lightning_vssl.augment.views import Parameters, VideoViews, view_keys
+from lightning_vssl.augment.views import Parameters, VideoViews, share_draws, view_keys
+from lightning_vssl.data.windows import sources
 from lightning_vssl.nn.keyed import uniform
 
 Centre = Literal["gaussian", "uniform", "centroid"]
@@ -151,6 +152,17 @@ class _Objects:
     frames: Tensor
     total: Tensor
 
+    def united(self, taken: tuple[int, ...]) -> "_Objects":
+        """Gives each of V clips of a sample the objects of all that take the same one's draws."""
+        together = [[u for u, other in enumerate(taken) if other == view] for view in taken]
+
+        def summed(counts: Tensor) -> Tensor:
+            clips = counts.view(-1, len(taken), *counts.shape[1:]).unbind(1)
+            sums = [torch.stack([clips[u] for u in group]).sum(0) for group in together]
+            return torch.stack(sums, dim=1).flatten(0, 1)
+
+        return _Objects(summed(self.cells), summed(self.frames), summed(self.total))
+
     def bound(self, coverage: float) -> Tensor:
         """The share of the object to be shown, (N,) float64; 0 where there is none."""
         area = self.cells.shape[1] * self.cells.shape[2]
@@ -253,10 +265,13 @@ class ObjectViews(nn.Module):
 
     Area and shape are those of the source's pixels: ``crop`` says what the canvas shows of them, so
     a canvas that does not keep the shape of the picture changes no crop. Sides are whole pixels of
-    the source. Each clip of a sample has a crop of its own.
+    the source. Each clip of a sample has a crop of its own, except for those that share their draws
+    (``views.shared``), in RSPNet the key and its twin at the other speed: they have one crop, drawn
+    about all that their masks show together, and the bound counts all of it. They must show the
+    same part of the source.
 
     Args:
-        views: Makes colours, flips, and normalises.
+        views: Makes colours, flips, and normalises; says which clips share what is drawn.
         size: Side of the views in pixels. PreViTS 224; 112 for C3D, R(2+1)D and R3D-18.
         scale: Share of the picture's area, uniform between the two.
         ratio: Width over height, its logarithm uniform between the two.
@@ -320,10 +335,14 @@ class ObjectViews(nn.Module):
         """
         _check(batch)
         views = batch["video"].shape[1]
-        keys = view_keys(batch["key"], views)  # (N,), N = B * V
+        shared = self.views.shared
+        keys = share_draws(view_keys(batch["key"], views).view(-1, views), shared)
+        keys = keys.flatten()  # (N,), N = B * V
         frame = _frame(batch["crop"].flatten(0, 1))  # (N, 2)
         whole = (frame + _SLACK).floor().clamp(min=1)
         objects = _objects(batch, self.judged)
+        if shared is not None:
+            objects = objects.united(sources(shared, views))
         bound = objects.bound(self.coverage)  # (N,)
         asked = bound > 0
         grid = frame.new_tensor([objects.cells.shape[2], objects.cells.shape[1]])

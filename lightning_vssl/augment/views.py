@@ -26,6 +26,7 @@ from lightning_vssl.augment.colour import (
     solarise,
     to_unit,
 )
+from lightning_vssl.data.windows import sources
 from lightning_vssl.nn.keyed import uniform
 
 Parameters = dict[str, Tensor]
@@ -68,6 +69,24 @@ def view_keys(key: Tensor, views: int) -> Tensor:
     """
     offsets = torch.arange(views, device=key.device) * _NEXT_VIEW
     return (key[:, None] ^ offsets).flatten()
+
+
+def share_draws(drawn: Tensor, shared: tuple[int, ...] | None) -> Tensor:
+    """Gives each view what was drawn for the view whose draws it takes.
+
+    Args:
+        drawn: (B, V, ...).
+        shared: See `lightning_vssl.data.windows.sources`.
+
+    Returns:
+        (B, V, ...).
+
+    Raises:
+        ValueError: If ``shared`` does not fit V views.
+    """
+    if shared is None:
+        return drawn
+    return torch.stack([drawn[:, view] for view in sources(shared, drawn.shape[1])], dim=1)
 
 
 def flip_boxes(boxes: Tensor, width: int) -> Tensor:
@@ -167,10 +186,15 @@ def _parts(views: Tensor, video: Tensor) -> list[tuple[Tensor, Tensor]]:
 class _RandomViews(_Normalising, ABC):
     """Draws, remembers and applies; says nothing about which colours change."""
 
-    def __init__(self, mean: Colour, std: Colour, flip: float) -> None:
+    def __init__(
+        self, mean: Colour, std: Colour, flip: float, shared: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__(mean, std)
         _check_probability("flip", flip)
+        if shared is not None:
+            sources(shared, len(shared))
         self.flip = flip
+        self.shared = shared
 
     @abstractmethod
     def _draw(self, keys: Tensor, views: int) -> Parameters:
@@ -192,7 +216,10 @@ class _RandomViews(_Normalising, ABC):
         """
         keys = view_keys(key, views)
         drawn = {"flip": uniform(keys, 1, _FLIP)[:, 0] < self.flip, **self._draw(keys, views)}
-        return {name: value.view(-1, views, *value.shape[1:]) for name, value in drawn.items()}
+        return {
+            name: share_draws(value.view(-1, views, *value.shape[1:]), self.shared)
+            for name, value in drawn.items()
+        }
 
     @torch.no_grad()
     def replay(self, video: Tensor, parameters: Parameters) -> Tensor:
@@ -297,6 +324,9 @@ class VideoViews(_RandomViews):
         blur_sigma: Range of its standard deviation in pixels.
         solarise: Probability of the solarisation.
         solarise_threshold: Values from here on are inverted.
+        shared: For each view the view whose draws it takes; RSPNet's third clip is the key at
+            another speed and has the key's flip and colours: (0, 1, 1). None: each view its own.
+            See `lightning_vssl.data.windows.sources`.
 
     Raises:
         ValueError: If a number is outside its range.
@@ -319,8 +349,9 @@ class VideoViews(_RandomViews):
         blur_sigma: tuple[float, float] = (0.1, 2.0),
         solarise: float | tuple[float, ...] = 0.0,
         solarise_threshold: float = 0.5,
+        shared: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(mean, std, flip)
+        super().__init__(mean, std, flip, shared)
         chances = {"jitter": jitter, "grey": grey, "blur": blur, "solarise": solarise}
         for name, chance in chances.items():
             _check_probability(name, chance)

@@ -66,6 +66,8 @@ class RandomResizedCrop(Windows):
         log_ratio: Draw the logarithm of the ratio uniformly; otherwise, as CVRL, the ratio itself.
         independent: Every clip has its own rectangle; otherwise all clips of a sample share one.
         interpolation: How it is scaled. BYOL and VITO: ``bicubic``.
+        shared: Where some clips share one, for each clip the one whose rectangle it takes; see
+            `sources`. RSPNet (0, 1, 1).
     """
 
     size: int = 224
@@ -74,10 +76,18 @@ class RandomResizedCrop(Windows):
     log_ratio: bool = True
     independent: bool = True
     interpolation: Interpolation = "bilinear"
+    shared: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_size(self.size)
         _check_interpolation(self.interpolation)
+        if self.shared is not None:
+            sources(self.shared, len(self.shared))
+            if not self.independent:
+                raise ValueError(
+                    f"shared={self.shared} with independent=False: all clips share one rectangle "
+                    "then; leave out one of the two"
+                )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={self.scale}: two shares of the area, 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -92,7 +102,8 @@ class RandomResizedCrop(Windows):
         """Chooses rectangles; see `Windows.sample`."""
         count = clips if self.independent else 1
         drawn = np.stack([self._one(height, width, rng) for _ in range(count)])
-        return drawn if self.independent else np.repeat(drawn, clips, axis=0)
+        taken = sources(self.shared, clips) if self.independent else (0,) * clips
+        return drawn[list(taken)]
 
     def _one(self, height: int, width: int, rng: np.random.Generator) -> Rectangles:
         for _ in range(10):
@@ -312,6 +323,35 @@ class WholeFrame(Windows):
     def sample(self, height: int, width: int, clips: int, rng: np.random.Generator) -> Rectangles:
         """Chooses rectangles; see `Windows.sample`."""
         return np.tile(_box(0, 0, width, height), (clips, 1))
+
+
+def sources(shared: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    """Tells from which clip of a sample each takes what is drawn by chance.
+
+    Args:
+        shared: For each clip the clip whose draws it takes: itself, or an earlier one that takes
+            its own. (0, 1, 1): the last two share theirs. None: each its own. Of a sample with
+            fewer clips the first numbers count.
+        count: Clips of the sample.
+
+    Returns:
+        A number for each clip.
+
+    Raises:
+        ValueError: If it names too few clips, or a clip that does not draw.
+    """
+    if shared is None:
+        return tuple(range(count))
+    if len(shared) < count:
+        raise ValueError(f"shared={shared}: one number per clip is needed, and there are {count}")
+    if not all(
+        0 <= source <= clip and shared[source] == source for clip, source in enumerate(shared)
+    ):
+        raise ValueError(
+            f"shared={shared}: each number is that of the clip itself, or of an earlier one that "
+            "shares with none before it"
+        )
+    return shared[:count]
 
 
 def _box(left: float, top: float, width: float, height: float) -> Rectangles:

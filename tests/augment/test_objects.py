@@ -17,7 +17,7 @@ from lightning_vssl.augment.objects import (
     summed_area,
     truncated_normal,
 )
-from lightning_vssl.augment.views import VideoViews
+from lightning_vssl.augment.views import VideoViews, view_keys
 from lightning_vssl.data.windows import RandomResizedCrop
 from lightning_vssl.nn.keyed import sample_key
 
@@ -312,6 +312,61 @@ def test_views_and_epochs_have_crops_of_their_own():
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not (box[:, a] == box[:, b]).all(-1).any()
     assert not torch.equal(augment.draw({**one, "key": keys(20, 1)})["box"], box[:, :1])
+
+
+@pytest.mark.parametrize("judged", ["clip", "middle"])
+def test_clips_that_share_their_draws_have_one_crop_about_what_both_show(judged):
+    """RSPNet's key and its twin, of which either shows the object where the other does not."""
+    mask = torch.zeros(300, 3, 4, 60, 80, dtype=torch.uint8)
+    mask[:, 0, :, 40:60, 60:80] = 1
+    mask[:, 1, :, :12, :16] = 1
+    mask[:, 2, :, 30:46, 20:36] = 1
+    mask[:100, 2] = 0
+    video = torch.zeros(300, 3, 4, 3, 60, 80, dtype=torch.uint8)
+    crop = torch.tensor([0.0, 0, 80, 60]).expand(300, 3, 4)
+    tracked = torch.ones(300, 3, dtype=torch.bool)
+    batch = {"video": video, "mask": mask, "tracked": tracked, "crop": crop, "key": keys(300)}
+    shared = VideoViews(*EXACT, shared=(0, 1, 1))
+    sharing = ObjectViews(shared, 8, coverage=0.9, judged=judged)
+    apart = ObjectViews(VideoViews(*EXACT), 8, coverage=0.9, judged=judged)
+    drawn, own = sharing.draw(batch), apart.draw(batch)
+    # One clip with the frames of both.
+    united = {
+        "video": video[:, 1:].flatten(1, 2)[:, None],
+        "mask": mask[:, 1:].flatten(1, 2)[:, None],
+        "tracked": tracked[:, 1:2],
+        "crop": crop[:, 1:2],
+        "key": view_keys(keys(300), 3).view(300, 3)[:, 1],
+    }
+    together = ObjectViews(shared, 8, coverage=0.9).draw(united)
+    for name, value in drawn.items():
+        assert torch.equal(value[:, 0], own[name][:, 0]), name
+        assert torch.equal(value[:, 1], value[:, 2]), name
+        assert torch.equal(value[:, 1], together[name][:, 0]), name
+    assert not (drawn["box"][:, 0] == drawn["box"][:, 1]).all(1).any()
+    assert (drawn["box"][:, 1] != own["box"][:, 1]).any(1).float().mean() > 0.3
+    assert torch.equal(drawn["box"][:100, 1:], own["box"][:100, 1:2].expand(-1, 2, -1))
+    for n, (x1, y1, x2, y2) in enumerate(drawn["box"][:, 1].int().tolist()):
+        shown, there = mask[n, 1:, :, y1:y2, x1:x2].sum(), mask[n, 1:].sum()
+        assert drawn["covered"][n, 1].item() == pytest.approx((shown / there).item(), abs=1e-6)
+        assert shown / there > drawn["bound"][n, 1] - 1e-6
+
+
+def test_of_a_still_video_both_keys_have_the_same_pixels_and_masks():
+    mask = random_masks(12, 1, 40, 50, seed=6)[:, None].expand(-1, 3, 4, -1, -1)
+    video = torch.rand(12, 1, 1, 3, 40, 50, generator=torch.Generator().manual_seed(0)) * 255
+    batch = {
+        "video": video.to(torch.uint8).expand(-1, 3, 4, -1, -1, -1),
+        "mask": mask,
+        "tracked": torch.ones(12, 3, dtype=torch.bool),
+        "crop": torch.tensor([0.0, 0, 50, 40]).expand(12, 3, 4),
+        "key": keys(12),
+    }
+    made = ObjectViews(VideoViews(blur_kernel=5, shared=(0, 1, 1)), 24)(batch)
+    for name in ("views", "mask", "crop"):
+        assert torch.equal(made[name][:, 1], made[name][:, 2]), name
+    assert not (made["views"][:, 0] == made["views"][:, 1]).flatten(1).all(1).any()
+    assert not torch.equal(made["mask"][:, 0], made["mask"][:, 1])
 
 
 # --- pixels -------------------------------------------------------------------------------------

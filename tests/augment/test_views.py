@@ -1,6 +1,7 @@
 """Views: same keys same bytes, replay, what follows a flip, and how often things happen."""
 
 import colorsys
+import copy
 import math
 
 import pytest
@@ -123,6 +124,42 @@ def test_samples_views_and_epochs_differ(augment):
         assert not torch.equal(value[:40], value[40:]), name
         assert not torch.equal(value[:, 0], value[:, 1]), name
         assert not torch.equal(value[:, 1], value[:, 2]), name
+
+
+SHARING = [
+    VideoViews(blur_kernel=5, solarise=0.3, shared=(0, 1, 1)),
+    VideoViews(blur_kernel=5, jitter=(0.2, 0.5, 0.9), solarise=(0.1, 0.5, 0.8), shared=(0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("augment", SHARING, ids=["a chance for all", "a chance per view"])
+def test_views_that_share_their_draws_are_treated_alike(augment):
+    """Of a still video RSPNet's two keys have the same pixels; nothing else is drawn otherwise."""
+    keys = torch.tensor([sample_key(0, 0, i) for i in range(40)])
+    own = copy.copy(augment)
+    own.shared = None
+    drawn, alone = augment.draw(keys, 3), own.draw(keys, 3)
+    assert drawn.keys() == alone.keys()
+    for name, value in drawn.items():
+        assert torch.equal(value[:, :2], alone[name][:, :2]), name
+        assert torch.equal(value[:, 2], value[:, 1]), name
+        assert not torch.equal(alone[name][:, 2], value[:, 1]), name
+        assert not torch.equal(value[:, 0], value[:, 1]), name
+    batch = _batch(count=8, views=1, frames=1)
+    still = {**batch, "video": batch["video"].expand(-1, 3, 4, -1, -1, -1)}
+    views = augment(still)["views"]
+    assert torch.equal(views[:, 1], views[:, 2])
+    assert not (views[:, 0] == views[:, 1]).flatten(1).all(1).any()
+    with pytest.raises(ValueError, match="one number per clip is needed, and there are 4"):
+        _off(shared=(0, 1, 1))(_batch(views=4))
+
+
+def test_of_fewer_views_the_first_share_as_they_would():
+    """Validation has two views of a sample."""
+    keys = torch.tensor([sample_key(0, 0, i) for i in range(40)])
+    three, two = SHARING[0].draw(keys, 3), SHARING[0].draw(keys, 2)
+    for name, value in two.items():
+        assert torch.equal(value, three[name][:, :2]), name
 
 
 def test_frames_of_a_clip_are_treated_alike():
@@ -382,6 +419,7 @@ def test_probabilities_must_match_the_views():
         (lambda: VideoViews(semantics="simclr"), "semantics"),
         (lambda: VideoViews(blur_kernel=4), "blur_kernel"),
         (lambda: VideoViews(blur_sigma=(0.0, 1.0)), "blur_sigma"),
+        (lambda: VideoViews(shared=(1, 1)), "shared"),
         (lambda: VideoViews(std=(0.0, 1.0, 1.0)), "std"),
         (lambda: FineTuneViews(hue_probability=2), "hue_probability"),
         (lambda: FineTuneViews(contrast=-0.2), "contrast"),
@@ -399,6 +437,7 @@ def test_a_recipe_can_name_views_with_lists_and_numbers():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(train)
     settings = {"blur": [1.0, 0.1], "solarise": [0, 0.2], "grey": 0.2, "mean": [0.5, 0.5, 0.5]}
+    settings["shared"] = [0, 0]
     config = parser.parse_object(
         {
             "augment": {
@@ -410,6 +449,7 @@ def test_a_recipe_can_name_views_with_lists_and_numbers():
     augment = parser.instantiate_classes(config).augment
     assert augment.blur == (1.0, 0.1)
     assert augment.solarise == (0.0, 0.2)
+    assert augment.shared == (0, 0)
     assert augment.mean.tolist() == [0.5, 0.5, 0.5]
 
 

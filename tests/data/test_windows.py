@@ -76,6 +76,24 @@ def test_clips_share_a_rectangle_or_have_their_own(make):
     assert len(np.unique(shared, axis=0)) == 1
 
 
+def test_clips_named_share_a_rectangle_and_all_else_is_drawn_as_before():
+    window, own = RandomResizedCrop(shared=(0, 1, 1, 0)), RandomResizedCrop()
+    source, alone = rng(), rng()
+    boxes, expected = window.sample(240, 320, 4, source), own.sample(240, 320, 4, alone)
+    assert np.array_equal(boxes, expected[[0, 1, 1, 0]])
+    assert len(np.unique(expected, axis=0)) == 4
+    assert source.random() == alone.random()
+    assert np.array_equal(window.sample(240, 320, 2, rng()), boxes[:2])
+    with pytest.raises(ValueError, match="one number per clip is needed, and there are 5"):
+        window.sample(240, 320, 5, rng())
+
+
+@pytest.mark.parametrize("shared", [(1, 1), (0, 2, 1), (0, 0, 1), (-1,)])
+def test_sharing_with_a_clip_that_does_not_draw_is_refused(shared):
+    with pytest.raises(ValueError, match="each number is that of the clip itself"):
+        RandomResizedCrop(shared=shared)
+
+
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (320, 240), (100, 180)])
 def test_scale_crop_is_a_resize_and_a_random_crop(height, width):
     window = ScaleCrop(112, (112, 128, 144))
@@ -164,6 +182,7 @@ def test_three_crops_cover_the_long_side(height, width):
     [
         (lambda: RandomResizedCrop(scale=(0.5, 1.5)), "scale"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio"),
+        (lambda: RandomResizedCrop(independent=False, shared=(0, 0)), "leave out one of the two"),
         (lambda: ScaleCrop(112, (100,)), "none below size=112"),
         (lambda: SizeCrop(112, ((100, 100),)), "no side below size=112"),
         (lambda: SizeCrop(place="left"), "choose random or centre"),
