@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
+import torch
+from timm.layers.norm_act import BatchNormAct2d
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -64,6 +66,10 @@ class TimmNet(Backbone):
     timm offers, named ``layer1``, ``layer2``, ... from the finest to the coarsest, or ``stem`` and
     ``layer1`` to ``layer4`` where there are five; what lies behind the last is left out.
 
+    Batch norms that carry their activation inside (EfficientNet, RegNet, DenseNet and others) are
+    held apart from it, under the same names in the state dict: torch would lose the activation
+    where it exchanges them for SyncBatchNorm (``trainer.sync_batchnorm``).
+
     Args:
         name: timm's name of the network.
         width: Channels of the narrowest stage, in a ResNet's ``layer1`` before its expansion (64
@@ -113,7 +119,7 @@ class TimmNet(Backbone):
         self.classifiers += built.left_out
         self._parts = dict(built.parts)
         self._channels_last = built.last
-        self.net = built.net
+        self.net = _with_norms_apart(built.net)
 
     def stage(self, name: str, x: Tensor) -> Tensor:
         """Runs one stage of a ResNet or a Swin.
@@ -169,6 +175,57 @@ class TimmNet(Backbone):
             maps = [one.permute(0, 3, 1, 2) for one in maps]
         made = zip(self.stages, maps, strict=True)
         return {name: one for name, one in made if name in stages}
+
+
+class _NormThenAct(nn.Module):
+    """timm's batch norm with an activation, as a batch norm and what follows it.
+
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` exchanges every batch norm for one that knows
+    nothing of timm's activation; here it finds a plain one. State dicts keep timm's names.
+    """
+
+    def __init__(self, joint: BatchNormAct2d) -> None:
+        super().__init__()
+        affine, running = joint.weight is not None, joint.running_mean is not None
+        with torch.device("meta"):
+            norm = nn.BatchNorm2d(joint.num_features, joint.eps, joint.momentum, affine, running)
+        norm._parameters.update(joint._parameters)
+        norm._buffers.update(joint._buffers)
+        self.norm = norm.train(joint.training)
+        self.drop = joint.drop
+        self.act = joint.act
+        self.register_state_dict_post_hook(_named_as_timm)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_named_as_here)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, H, W), then activates."""
+        out: Tensor = self.act(self.drop(self.norm(x)))
+        return out
+
+
+def _named_as_timm(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object
+) -> None:
+    """A hook that takes ``norm.`` out of the names."""
+    inner = f"{prefix}norm."
+    for key in [key for key in state_dict if key.startswith(inner)]:
+        state_dict[prefix + key.removeprefix(inner)] = state_dict.pop(key)
+
+
+def _named_as_here(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_others: object
+) -> None:
+    """A hook that puts ``norm.`` into the names."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[f"{prefix}norm.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+
+
+def _with_norms_apart(net: nn.Module) -> nn.Module:
+    """Exchanges the batch norms with an activation, in place."""
+    for name, joint in list(net.named_modules()):
+        if isinstance(joint, BatchNormAct2d):
+            net.set_submodule(name, _NormThenAct(joint))
+    return net
 
 
 def _timm_pixels(name: str) -> tuple[Sequence[float], Sequence[float]]:

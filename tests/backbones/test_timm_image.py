@@ -1,10 +1,13 @@
 """Image networks against timm's own, torchvision's names, and the numbers that are published."""
 
+import copy
+
 import pytest
 import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.layers.norm_act import BatchNormAct2d
 
 from lightning_vssl.backbones import TimmNet, export, load_backbone, load_weights
 
@@ -125,6 +128,53 @@ def test_vfs_names_load(tmp_path):
     assert torch.equal(
         other.state_dict()["net.conv1.weight"], net.state_dict()["net.conv1.weight"] + 1
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["regnety_002", "efficientnet_b0", "resnetv2_50", "densenet121", "resnet18"]
+)
+def test_sync_batchnorm_leaves_the_activations(name):
+    """timm's norms with an activation inside lost it under Lightning's sync_batchnorm: true."""
+    torch.manual_seed(0)
+    peer = timm.create_model(name, features_only=True).eval()
+    joint = [m for m in peer.modules() if isinstance(m, BatchNormAct2d)]
+    assert bool(joint) == (name != "resnet18")
+    net = TimmNet(name).eval()
+    if joint:
+        assert list(net.net.state_dict()) == list(peer.state_dict())
+        net.net.load_state_dict(peer.state_dict())
+    x = images(64)
+    with torch.no_grad():
+        wanted = net.features(x, net.stages)
+        if joint:
+            for ours, theirs in zip(wanted.values(), peer(x), strict=True):
+                assert torch.equal(ours, theirs)
+        names = list(net.state_dict())
+        synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in synced.modules())
+        for ours, theirs in zip(
+            synced.features(x, net.stages).values(), wanted.values(), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+    assert list(synced.state_dict()) == names
+    net.load_state_dict(synced.state_dict())
+
+
+def test_a_norm_held_apart_trains_as_timms():
+    torch.manual_seed(0)
+    peer = timm.create_model("test_efficientnet", features_only=True).train()
+    net = TimmNet("test_efficientnet").train()
+    net.net.load_state_dict(peer.state_dict())
+    for model in (peer, net.net):
+        model(images(64))[-1].square().mean().backward()
+    for ours, theirs in zip(net.parameters(), peer.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None:
+            assert torch.equal(ours.grad, theirs.grad)
+    for name, value in net.net.state_dict().items():
+        assert torch.equal(value, peer.state_dict()[name]), name
+    with pytest.raises(RuntimeError, match="Missing"):
+        net.net.load_state_dict({k: v for k, v in peer.state_dict().items() if "bn1" not in k})
 
 
 @pytest.mark.parametrize("name", SMALL)
