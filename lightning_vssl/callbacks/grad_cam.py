@@ -1,14 +1,17 @@
 """Where a network looks, as pictures: Grad-CAM and guided Grad-CAM.
 
 `GradCAMs` shows it for any method (CtP, Figure 5, without classes), `TwoObjects` for two objects in
-one query, each asked for by its own key (PreViTS, Figure 6), and `ClassCAMs` for a network that was
+one query, each asked for by its own key (PreViTS, Figure 6), `ObjectTracks` for an object that is
+followed through its video from one mask (PreViTS, Figure 4), and `ClassCAMs` for a network that was
 fine-tuned (PreViTS, Figure 5; CtP, Figure 5).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw
@@ -25,6 +28,7 @@ from lightning_vssl.nn.grad_cam import (
     resize_cam,
 )
 from lightning_vssl.nn.recompute import frozen_statistics
+from lightning_vssl.tracking.segmenter import read_labels
 
 Asked = Literal["predicted", "label"]
 
@@ -268,29 +272,64 @@ def match_cams(
     Returns:
         (P, 2, H, W) in the query's middle frame, not negative.
     """
-    middle = query.shape[2] // 2
-    size = tuple(query.shape[2:])
+    head, codes = _asked_for(module, backbone, keys, alone=alone)
+    maps, size = _query_maps(backbone, query), tuple(query.shape[2:])
+    heat = [_likeness(maps, head, codes[place::2], size) for place in (0, 1)]
+    return torch.stack(heat, dim=1)
+
+
+def track_cams(module: nn.Module, backbone: Backbone, queries: Tensor, keys: Tensor) -> Tensor:
+    """Grad-CAM of frames of a video for their likeness to its first frame's object alone.
+
+    Args:
+        module: The method, in eval mode. The score is that of `match_cams`.
+        backbone: Its network, convolutional.
+        queries: Normalised, (S, N, 3, T, H, W): N clips of each of S videos. An image network sees
+            the middle frames.
+        keys: The object alone, (S, 3, T, H, W), of `key_foreground`. Batch norms take the
+            statistics of these keys together, as in `match_cams`.
+
+    Returns:
+        (S, N, H, W) in the middle frames, not negative.
+    """
+    head, codes = _asked_for(module, backbone, keys, alone=True)
+    size = tuple(queries.shape[3:])
+    heat = [
+        _likeness(_query_maps(backbone, clip[None]), head, code[None], size)[0]
+        for video, code in zip(queries, codes, strict=True)
+        for clip in video  # one at a time: at the end of a training run the memory is full
+    ]
+    return torch.stack(heat).view(*queries.shape[:2], *size[1:])
+
+
+def _asked_for(
+    module: nn.Module, backbone: Backbone, keys: Tensor, *, alone: bool
+) -> tuple[nn.Module, Tensor]:
+    """The head of queries, and the codes (K, D) of keys (K, 3, T, H, W); see `match_cams`."""
     if backbone.dims == 2:
-        query, keys = query[:, :, middle], keys[:, :, middle]
-    head: nn.Module = nn.Identity()
+        keys = keys[:, :, keys.shape[2] // 2]
     with _norms_by_batch(module) if alone else nullcontext():
         if isinstance(module, HasKeys):
-            head = module.projector
             draws = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
             codes = module.encode_keys(keys, draws, 0)[module.heads.index("projector")]
-        else:
-            codes = F.normalize(backbone(keys).flatten(2).mean(2), dim=1)  # (2P, D)
-    maps = backbone(query)
-    heat = []
-    for place in (0, 1):
+            return module.projector, codes
+        return nn.Identity(), F.normalize(backbone(keys).flatten(2).mean(2), dim=1)
 
-        def likeness(pooled: Tensor, key: Tensor = codes[place::2]) -> Tensor:
-            return (F.normalize(head(pooled), dim=1) * key.clone()).sum(1)
 
-        cam, _ = explain(maps, likeness)
-        whole = cam if cam.dim() == 4 else cam[:, None]  # (P, T', h, w)
-        heat.append(resize_cam(whole, size)[:, middle])
-    return torch.stack(heat, dim=1)
+def _query_maps(backbone: Backbone, query: Tensor) -> Tensor:
+    """Maps of queries (P, 3, T, H, W); an image network sees the middle frame."""
+    return backbone(query if backbone.dims == 3 else query[:, :, query.shape[2] // 2])
+
+
+def _likeness(maps: Tensor, head: nn.Module, codes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Where maps speak for their likeness to codes (P, D): (P, H, W) in the middle frame."""
+
+    def score(pooled: Tensor) -> Tensor:
+        return (F.normalize(head(pooled), dim=1) * codes.clone()).sum(1)
+
+    cam, _ = explain(maps, score)
+    whole = cam if cam.dim() == 4 else cam[:, None]  # (P, T', h, w)
+    return resize_cam(whole, size)[:, size[0] // 2]
 
 
 def draw_two_objects(
@@ -322,6 +361,41 @@ def draw_two_objects(
         rows.append(tiles)
     what = "its object alone" if alone else "another whole clip of its video"
     return _sheet(rows, titles, f"where a query of two videos resembles each one's key, {what}")
+
+
+def draw_object_tracks(
+    keys: Tensor,
+    frames: Tensor,
+    heat: Tensor,
+    *,
+    masks: Tensor | None = None,
+    numbers: Tensor | None = None,
+    zoom: int = 1,
+) -> Image.Image:
+    """Draws the object that was asked for and, over later frames, where it is found.
+
+    Args:
+        keys: Pixels in [0, 1], the object alone, (S, 3, H, W); one row of the picture a video.
+        frames: Pixels in [0, 1], (S, N, 3, H, W).
+        heat: Over the frames, (S, N, H, W), not negative; the largest value of each is brightest.
+        masks: The true masks, outlined, (S, N, h, w).
+        numbers: The frames' numbers in their videos, (S, N), written into the corners.
+        zoom: Pixels of the picture per pixel of a frame.
+
+    Returns:
+        The picture, RGB.
+    """
+    rows = []
+    for row, key in enumerate(keys):
+        tiles = [_tile(key, zoom)]
+        for n, pixels in enumerate(heat_over(frames[row], _brought_to_one(heat[row]))):
+            tiles.append(_tile(pixels, zoom, None if masks is None else masks[row, n]))
+            if numbers is not None:
+                _write_on(tiles[-1], f"frame {int(numbers[row, n])}")
+        rows.append(tiles)
+    titles = ["first frame's object", "where later frames resemble it"]
+    titles += [""] * (frames.shape[1] - 1)
+    return _sheet(rows, titles, "an object followed from its mask in the first frame")
 
 
 def class_cams(
@@ -477,6 +551,154 @@ class TwoObjects(_Picture):
             alone="masks" in seen,
             zoom=max(1, round(112 / pixels.shape[-1])),
         )
+
+
+class ObjectTracks(_Picture):
+    """Writes ``object_tracks.png``: an object found again all through its video (PreViTS).
+
+    As in the paper's Figure 4, the first frame times its mask is the key, and later frames are
+    queries; what is bright is where, by Grad-CAM, a query's code resembles the key's. Neither
+    takes part in training. The videos are folders of pictures with masks beside them, as DAVIS
+    has them. The files are read before training, and a run that is complete draws them too
+    (``--ckpt_path last``). A network of clips sees the frames around each one shown, and the first
+    frame repeated as key. Methods without a key network are asked by the cosine of pooled features.
+
+    Args:
+        frames: Folder of the videos, each a folder of pictures, in the order of their names
+            (DAVIS: ``JPEGImages/480p``).
+        masks: Folder of their masks, of the same names but ``.png``: a palette's numbers or grey
+            values (DAVIS: ``Annotations/480p``). Where later frames have some, they are outlined.
+        videos: Names of the videos that are shown; empty takes the first three.
+        label: Number of the object in the masks; 0 takes everything that is not 0.
+        count: Frames shown of each, from the second to the last.
+        size: Height and width that whole frames are scaled to; the network must be convolutional.
+        clip: Frames that a network of clips sees at once.
+        every_n_epochs: Write after every n-th epoch of validation and at the end; 0: only at the
+            end.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    name = "object_tracks"
+    needs = ()
+    shows = "an object followed from its mask in the first frame"
+
+    def __init__(
+        self,
+        frames: Path,
+        masks: Path,
+        videos: Sequence[str] = (),
+        *,
+        label: int = 0,
+        count: int = 5,
+        size: tuple[int, int] = (224, 398),
+        clip: int = 16,
+        every_n_epochs: int = 0,
+    ) -> None:
+        super().__init__(0, every_n_epochs)
+        if label < 0 or min(count, clip, *size) < 1:
+            raise ValueError(
+                f"label={label}: 0 or more; count={count}, clip={clip}, size={size}: each 1 or more"
+            )
+        self.folders = Path(frames).expanduser(), Path(masks).expanduser()
+        self.videos = list(videos)
+        self.label = label
+        self.count = count
+        self.size = size
+        self.clip = clip
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the videos, so that what is wrong with them is known before training.
+
+        Raises:
+            FileNotFoundError: If a folder or the first frame's mask is missing.
+            ValueError: If a video has fewer than two frames or no object in the first, or a file
+                is no picture.
+        """
+        if not trainer.is_global_zero or stage != "fit":
+            return
+        backbone = pl_module.backbone
+        length = self.clip if isinstance(backbone, Backbone) and backbone.dims == 3 else 1
+        known = [folder for folder in sorted(self.folders[0].glob("*")) if folder.is_dir()]
+        names = self.videos or [folder.name for folder in known[:3]]
+        if not names:
+            raise FileNotFoundError(f"{self.folders[0]}: no folder of frames in it")
+        read = [self._read(name, length) for name in names]
+        self._seen = {key: torch.stack([one[key] for one in read]) for key in read[0]}
+
+    def _read(self, name: str, length: int) -> dict[str, Tensor]:
+        """What is shown of a video: see the keys below."""
+        files = sorted(
+            file
+            for file in (self.folders[0] / name).glob("*")
+            if file.suffix.lower() in (".jpg", ".jpeg", ".png")
+        )
+        if len(files) < 2:
+            raise ValueError(f"{self.folders[0] / name}: {len(files)} frames, need two or more")
+        shown = torch.linspace(1, len(files) - 1, self.count).round().long()
+        around = shown[:, None] + torch.arange(length) - length // 2
+        indices = around.clamp(0, len(files) - 1)  # (N, T)
+        frames = {i: _frame(files[i], self.size) for i in {0, *indices.flatten().tolist()}}
+        clips = [torch.stack([frames[i] for i in row], dim=1) for row in indices.tolist()]
+        masks = [self._mask(files[i], first=i == 0) for i in (0, *shown.tolist())]
+        if not masks[0].any():
+            raise ValueError(f"{self.folders[1] / name}: the first mask shows no object")
+        return {
+            "key": frames[0],  # (3, H, W) uint8
+            "queries": torch.stack(clips),  # (N, 3, T, H, W) uint8
+            "masks": torch.stack(masks),  # (1 + N, H, W) uint8, the key's first
+            "numbers": shown,  # (N,)
+        }
+
+    def _mask(self, frame: Path, *, first: bool) -> Tensor:
+        """Where the object of a frame is, (H, W) uint8; nothing where a later mask is missing."""
+        file = self.folders[1] / frame.parent.name / f"{frame.stem}.png"
+        if not (first or file.is_file()):
+            return torch.zeros(self.size, dtype=torch.uint8)
+        labels = torch.from_numpy(read_labels(file))
+        there = labels == self.label if self.label else labels != 0
+        large = F.interpolate(there[None, None].float(), self.size, mode="nearest-exact")
+        return large[0, 0].byte()
+
+    def _keep(self, outputs: object, batch: object) -> None:
+        """Takes nothing from the run's own data."""
+
+    def look(self, module: LightningModule, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The key as it is asked with, the middle frames of the queries, and the heat over them."""
+        backbone = module.backbone
+        assert isinstance(backbone, Backbone)
+        mean, std = (torch.tensor(row).view(3, 1, 1, 1) for row in backbone.pixels)
+        queries = (seen["queries"].float() / 255 - mean) / std  # (S, N, 3, T, H, W)
+        key = (seen["key"][:, :, None].float() / 255 - mean) / std  # (S, 3, 1, H, W)
+        alone = key_foreground(key, seen["masks"][:, :1])
+        keys = alone.expand(-1, -1, queries.shape[3], -1, -1)
+        with _evaluating(module) as device, torch.no_grad():
+            heat = track_cams(module, backbone, queries.to(device), keys.to(device))
+        middle = queries.shape[3] // 2
+        views = torch.cat([alone[:, None], queries[:, :, :, middle : middle + 1]], dim=1)
+        return {"views": views, "heat": heat.cpu()}
+
+    def draw(self, pixels: Tensor, seen: dict[str, Tensor]) -> Image.Image:
+        """One row a video; see `draw_object_tracks`."""
+        return draw_object_tracks(
+            pixels[:, 0, :, 0],
+            pixels[:, 1:, :, 0],
+            seen["heat"],
+            masks=seen["masks"][:, 1:],
+            numbers=seen["numbers"],
+            zoom=max(1, round(112 / pixels.shape[-2])),
+        )
+
+
+def _frame(file: Path, size: tuple[int, int]) -> Tensor:
+    """A picture scaled to a size, (3, H, W) uint8."""
+    try:
+        with Image.open(file) as picture:
+            small = picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+    except OSError as error:  # also what is no picture
+        raise ValueError(f"{file}: not a whole picture ({error})") from error
+    return torch.from_numpy(np.array(small)).movedim(-1, 0)
 
 
 class ClassCAMs(_Picture):

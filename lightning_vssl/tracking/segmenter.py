@@ -237,7 +237,7 @@ class PngMasks(Saliency):
                 raise FileNotFoundError(
                     f"no mask {file}: name the masks by pattern and first, or set missing to lost"
                 )
-            labels = _labels(file)
+            labels = read_labels(file)
             if abs(labels.shape[0] * width - labels.shape[1] * height) > sum(labels.shape) + (
                 height + width
             ):
@@ -251,11 +251,24 @@ class PngMasks(Saliency):
         return torch.from_numpy(maps)
 
 
-def _labels(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """The labels of a picture, (H, W): a palette's numbers, or grey values."""
+def read_labels(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Reads a mask.
+
+    Args:
+        file: A picture, such as DAVIS's.
+
+    Returns:
+        Labels, (H, W): a palette's numbers, grey values, or the largest of three colours.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no picture, or not whole.
+    """
     try:
         with Image.open(file) as picture:
             pixels = np.asarray(picture)
+    except FileNotFoundError:
+        raise
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file}: not a whole picture ({error})") from error
     return pixels.astype(np.int64) if pixels.ndim == 2 else pixels[..., :3].max(-1).astype(np.int64)

@@ -17,13 +17,16 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.callbacks.grad_cam import (
     ClassCAMs,
     GradCAMs,
+    ObjectTracks,
     TwoObjects,
     backbone_cams,
     class_cams,
     draw_cams,
+    draw_object_tracks,
     draw_two_objects,
     key_foreground,
     match_cams,
+    track_cams,
 )
 from lightning_vssl.evaluation.recognition import FineTune, LinearProbe
 from tests.callbacks.parts import TinyBackbone
@@ -261,6 +264,116 @@ def test_methods_are_drawn(tmp_path: Path, kind: str) -> None:
     assert method.training
     assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
     assert all(parameter.grad is None for parameter in method.parameters())
+
+
+@pytest.mark.parametrize("kind", ["PreViTS of clips", "PreViTS of frames"])
+def test_later_frames_are_asked_as_a_query_is_by_its_key(kind: str) -> None:
+    method = small(kind).eval()
+    for parameter in method.target.parameters():
+        parameter.mul_(1.5)
+    frames = 4 if method.backbone.dims == 3 else 1
+    queries, keys = torch.randn(2, 3, 3, frames, 32, 32), torch.randn(2, 3, frames, 32, 32)
+    with torch.no_grad():
+        heat = track_cams(method, method.backbone, queries, keys)
+        assert heat.shape == (2, 3, 32, 32)
+        assert heat.any()
+        for n in range(3):  # keys of a pair are asked for in one picture; here each in its own
+            both = match_cams(method, method.backbone, queries[:1, n], keys, alone=True)
+            other = match_cams(method, method.backbone, queries[1:, n], keys, alone=True)
+            assert torch.allclose(heat[0, n], both[0, 0], atol=1e-7)
+            assert torch.allclose(heat[1, n], other[0, 1], atol=1e-7)
+
+
+def walk(folder: Path, masked: tuple[int, ...], label: int = 2, frames: int = 9) -> None:
+    """A video of a red square that walks to the right over green, its mask a palette's."""
+    for kind in ("frames", "masks"):
+        (folder / kind / "walk").mkdir(parents=True)
+    for t in range(frames):
+        rows = np.zeros((16, 64, 3), np.uint8)
+        rows[:, :, 1] = 255
+        rows[4:12, 6 * t : 6 * t + 8] = (255, 0, 0)
+        Image.fromarray(rows).save(folder / "frames" / "walk" / f"{t:05d}.png")
+        if t in masked:
+            mask = np.zeros((16, 64), np.uint8)
+            mask[4:12, 6 * t : 6 * t + 8] = label
+            mask[:2] = 1  # another object
+            one = Image.fromarray(mask, "P")
+            one.putpalette([0, 0, 0, 90, 0, 0, 0, 90, 0])
+            one.save(folder / "masks" / "walk" / f"{t:05d}.png")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_object_is_found_where_it_went(tmp_path: Path, dims: int) -> None:
+    walk(tmp_path, masked=(0, 4))
+    module = nn.Module()
+    module.backbone = Colours(dims)
+    callback = ObjectTracks(
+        tmp_path / "frames", tmp_path / "masks", label=2, count=3, size=(16, 64), clip=3
+    )
+    callback.setup(fitting(tmp_path), module, "fit")
+    callback.on_train_batch_end(fitting(tmp_path), module, {}, None, 2)
+    callback.on_fit_end(fitting(tmp_path), module)
+    sheet = picture(tmp_path / "object_tracks.png")
+    zoom = 7
+    assert sheet.shape == (34 + 16 * zoom + 4 + 4, 4 * (64 * zoom + 4) + 4, 3)
+    cells = [sheet[34:146, 4 + 452 * i : 452 + 452 * i] for i in range(4)]
+    assert (cells[0][35:77, 7:49] == [255, 0, 0]).all()  # the object alone, on the mean colour
+    assert not cells[0][:, 70:].any()
+    for cell, t in zip(cells[1:], (1, 4, 8), strict=True):  # the second frame to the last
+        bright = cell[56].sum(-1)
+        assert abs(bright.argmax() / zoom - (6 * t + 4)) < 5
+        assert bright.max() > 2 * np.median(bright)
+    outlined = [(cell == [60, 220, 90]).all(-1).any() for cell in cells]
+    assert outlined == [False, False, True, False]  # where a mask is known
+
+
+def test_frames_are_numbered_and_heat_is_brought_to_one_in_each() -> None:
+    frames, heat = torch.full((1, 2, 3, 112, 112), 0.5), torch.zeros(1, 2, 112, 112)
+    heat[0, 0, 60:, 60:], heat[0, 1, 60:, :50] = 0.01, 5.0
+    masks = torch.zeros(1, 2, 56, 56, dtype=torch.uint8)
+    masks[0, 1, 20:30, 20:30] = 1
+    numbers = torch.tensor([[3, 12]])
+    sheets = [
+        np.asarray(
+            draw_object_tracks(torch.zeros(1, 3, 112, 112), frames, heat, masks=masks, numbers=n)
+        ).astype(int)
+        for n in (numbers, numbers.flip(1), None)
+    ]
+    first, second = np.s_[34:146, 120:232], np.s_[34:146, 236:348]
+    assert np.array_equal(sheets[2][first][100, 100], sheets[2][second][100, 20])
+    assert sheets[2][first][100, 100].sum() > 3 * sheets[2][first][100, 20].sum()
+    assert (sheets[2][second][38, 40:60] == [60, 220, 90]).all()
+    assert not np.array_equal(sheets[0][first], sheets[1][first])
+    assert not np.array_equal(sheets[0][first], sheets[2][first])
+
+
+def test_videos_that_cannot_be_followed_are_refused_before_training(tmp_path: Path) -> None:
+    walk(tmp_path, masked=(4,))
+    module = nn.Module()
+    module.backbone = Colours(2)
+
+    def begin(stage: str = "fit", **options: object) -> None:
+        callback = ObjectTracks(tmp_path / "frames", tmp_path / "masks", size=(16, 64), **options)
+        callback.setup(fitting(tmp_path), module, stage)
+
+    begin("test")  # nothing is read
+    with pytest.raises(FileNotFoundError, match=r"walk/00000\.png"):
+        begin()
+    mask = tmp_path / "masks" / "walk" / "00000.png"
+    Image.fromarray(np.zeros((16, 64), np.uint8)).save(mask)
+    with pytest.raises(ValueError, match="walk: the first mask shows no object"):
+        begin()
+    with pytest.raises(ValueError, match="nobody: 0 frames"):
+        begin(videos=["nobody"])
+    last = tmp_path / "frames" / "walk" / "00008.png"
+    last.write_bytes(last.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"00008\.png: not a whole picture"):
+        begin()
+    with pytest.raises(FileNotFoundError, match="no folder of frames"):
+        ObjectTracks(tmp_path / "none", tmp_path).setup(fitting(tmp_path), module, "fit")
+    for wrong in ({"count": 0}, {"clip": 0}, {"label": -1}, {"size": (0, 9)}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+            ObjectTracks(tmp_path, tmp_path, **wrong)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
