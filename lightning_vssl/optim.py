@@ -197,8 +197,11 @@ def parameter_groups(module: nn.Module, decay: Decay = "kernels") -> list[Parame
 
     Args:
         module: The module.
-        decay: ``kernels`` gives every bias and every parameter of a normalisation layer a weight
-            decay of 0; ``all`` leaves everything to the optimiser's own.
+        decay: ``kernels`` gives a weight decay of 0 to every bias, every parameter of a
+            normalisation layer, every vector and scalar (layer scale, temperatures),
+            every table of relative position biases (Swin), and whatever a part's own
+            ``no_weight_decay()`` names, as timm's networks have it; ``all`` leaves everything to
+            the optimiser's own.
 
     Returns:
         One or two groups, each parameter once, in the module's order; an empty group is left out.
@@ -208,12 +211,7 @@ def parameter_groups(module: nn.Module, decay: Decay = "kernels") -> list[Parame
     """
     if decay not in ("all", "kernels"):
         raise ValueError(f"decay must be 'all' or 'kernels', got {decay!r}")
-    spared: set[nn.Parameter] = set()
-    if decay == "kernels":
-        for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                if name.endswith("bias") or isinstance(part, _NORMS):
-                    spared.add(parameter)
+    spared = _spared(module) if decay == "kernels" else set()
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient")
@@ -222,6 +220,23 @@ def parameter_groups(module: nn.Module, decay: Decay = "kernels") -> list[Parame
         {"params": [p for p in trained if p in spared], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _spared(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters that ``kernels`` leaves without weight decay."""
+    spared: set[nn.Parameter] = set()
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            small = parameter.ndim <= 1 or name.endswith(("bias", "bias_table"))
+            if small or isinstance(part, _NORMS):
+                spared.add(parameter)
+        own = getattr(part, "no_weight_decay", None)
+        if callable(own):
+            named = tuple(own())  # of parameters, or of modules (Swin v2)
+            for name, parameter in part.named_parameters():
+                if any(name == one or name.startswith(f"{one}.") for one in named):
+                    spared.add(parameter)
+    return spared
 
 
 class LARS(Optimizer):

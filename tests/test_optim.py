@@ -5,6 +5,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from lightning_vssl.backbones import TimmNet
 from lightning_vssl.optim import (
     Constant,
     Cosine,
@@ -128,7 +129,7 @@ class Net(nn.Module):
         self.frozen.requires_grad_(False)
         self.fc = nn.Linear(4, 2)
         self.tied = self.fc
-        self.scale = nn.Parameter(torch.zeros(1))  # one-dimensional, but no bias and no norm
+        self.scale = nn.Parameter(torch.zeros(1))  # as a temperature
         self.out = nn.MultiheadAttention(4, 1)
 
 
@@ -137,15 +138,64 @@ def test_norms_and_biases_are_spared_and_every_parameter_comes_once():
     decayed, plain = parameter_groups(net, "kernels")
     assert "weight_decay" not in decayed
     assert plain["weight_decay"] == 0.0
-    weights = [net.scale, net.conv.weight, net.fc.weight, net.out.in_proj_weight]
+    weights = [net.conv.weight, net.fc.weight, net.out.in_proj_weight]
     weights.append(net.out.out_proj.weight)
     assert {id(p) for p in decayed["params"]} == {id(p) for p in weights}
     spared = [net.conv.bias, net.norm.weight, net.norm.bias, net.fc.bias]
-    spared += [net.out.in_proj_bias, net.out.out_proj.bias]
+    spared += [net.scale, net.out.in_proj_bias, net.out.out_proj.bias]
     assert {id(p) for p in plain["params"]} == {id(p) for p in spared}
     assert len(decayed["params"]) + len(plain["params"]) == 11
     optimiser = torch.optim.SGD([decayed, plain], lr=0.1, weight_decay=1e-4)
     assert [group["weight_decay"] for group in optimiser.param_groups] == [1e-4, 0.0]
+
+
+def spared_names(net):
+    groups = parameter_groups(net, "kernels")
+    spared = {id(p) for group in groups if group.get("weight_decay") == 0 for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+    return {name for name, p in net.named_parameters() if id(p) in spared}
+
+
+def test_decay_spares_swins_position_biases():
+    """They are tables of two dimensions whose names do not end in "bias"."""
+    net = TimmNet("swin_tiny_patch4_window7_224", width=6, depth=(1, 1, 1, 1))
+    expected = set()
+    for name, parameter in net.named_parameters():
+        assert parameter.requires_grad
+        if name.endswith((".bias", "relative_position_bias_table")) or "norm" in name:
+            expected.add(name)
+    assert sum("bias_table" in name for name in expected) == 4
+    assert spared_names(net) == expected
+
+
+def test_decay_spares_layer_scales_and_what_a_network_names():
+    net = TimmNet("convnext_atto")
+    scales = {name for name, _ in net.named_parameters() if name.endswith("gamma")}
+    assert len(scales) == 12
+    assert scales <= spared_names(net)
+    vit = TimmNet("vit_tiny_patch16_224", drop_path=0.0)
+    spared = spared_names(vit)
+    assert {name.rpartition(".")[2] for name in spared} >= {"pos_embed", "cls_token"}
+    assert not any(name.endswith("qkv.weight") for name in spared)
+
+
+class Named(nn.Module):
+    """A network that names a parameter and a module, as timm's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(2, 3))
+        self.mlp = nn.Linear(3, 3)
+        self.mlp2 = nn.Linear(3, 3)
+
+    def no_weight_decay(self):
+        return {"tokens", "mlp"}
+
+
+def test_decay_spares_what_a_part_of_the_network_names():
+    net = nn.Sequential(Named(), nn.Linear(3, 3))
+    expected = {"0.tokens", "0.mlp.weight", "0.mlp.bias", "0.mlp2.bias", "1.bias"}
+    assert spared_names(net) == expected
 
 
 def test_decay_on_all_is_one_group():

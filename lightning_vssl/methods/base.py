@@ -37,7 +37,7 @@ class Method(LightningModule):
         optimizer: Makes the optimiser from the parameters.
         schedule: Factor of the learning rate at each step; without it, constant.
         decay: Whether the optimiser's weight decay falls on ``all`` parameters or on ``kernels``
-            alone, not on biases and norms.
+            alone; see `lightning_vssl.optim.parameter_groups`.
         lr_batch: Batch that the optimiser's learning rate is meant for: it is scaled linearly to
             the run's batch, all processes and accumulated batches counted. None takes it as is.
         channels_last: Whether the backbone's weights lie channels last in memory, and its maps
