@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
@@ -321,6 +322,61 @@ def numbers(text):
     """The numbers in a JSON text that holds nothing else."""
     assert re.fullmatch(r"[\d\s.,\[\]eE+-]+", text), f"not a number: {text}"
     return [float(part) for part in re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)]
+
+
+class TestTrackedSampling:
+    """The middle row of PreViTS's tables: the base method on its clips and crops."""
+
+    rows = pytest.mark.parametrize(
+        ("name", "method", "folder"),
+        [
+            ("previts_moco", "MoCo", "runs/moco_tracked"),
+            ("previts_rspnet", "RSPNet", "runs/rspnet_tracked"),
+        ],
+    )
+
+    @rows
+    def test_the_headers_command_is_built(self, name, method, folder):
+        words = ["--model", method, "--trainer.default_root_dir", folder]
+        command = f"lightning-vssl fit --config recipes/{name}.yaml {' '.join(words)}"
+        for recipe in (name, method.lower()):
+            header = (RECIPES / f"{recipe}.yaml").read_text().replace("\n#", "")
+            assert command in re.sub(r"\s+", " ", header)
+        built = configured(RECIPES / f"{name}.yaml", *words, instantiate=True)
+        assert type(built.model).__name__ == method
+        mine = settings_of(built)
+        full, base = parsed(RECIPES / f"{name}.yaml"), parsed(RECIPES / f"{method.lower()}.yaml")
+        assert mine["data"] == full["data"]
+        assert mine["model"]["init_args"]["augment"] == full["model"]["init_args"]["augment"]
+        dropped = full["model"]["init_args"].keys() - mine["model"]["init_args"].keys()
+        assert dropped == {"attention", "attention_weight", "cam", "target", "official"}
+        for key, value in base["model"]["init_args"].items():
+            assert key == "augment" or mine["model"]["init_args"][key] == value, key
+
+    def test_runs_and_is_drawn_when_it_is_complete(self, videos, tmp_path):
+        root, recipe = videos("vggsound"), RECIPES / "previts_moco.yaml"
+        settings = yaml.safe_load(recipe.read_text())
+        lay_out_tubes(Path(settings["data"]["init_args"]["tubes"]), Path(root))
+        words = ["fit", "--config", str(recipe), "--config", str(RECIPES / "overlay" / "cpu.yaml")]
+        words += ["--config", str(TestSmall.small(recipe)), "--data.root", root, "--model", "MoCo"]
+        words += ["--trainer.default_root_dir", "runs/moco_tracked"]
+        words += ["--data.cache_dir", str(tmp_path / "cache"), "--trainer.limit_train_batches=2"]
+        cli.main(words)
+        folder = tmp_path / "runs" / "moco_tracked" / "seed0"
+        check_checkpoint(folder / "checkpoints" / "last.ckpt", steps=2)
+        assert {file.name for file in folder.glob("*.png")} == {"grad_cam.png"}
+        for kind in ("frames", "masks"):
+            (tmp_path / kind / "walk").mkdir(parents=True)
+            for t in range(3):
+                picture = np.zeros((32, 48), np.uint8)
+                picture[8:20, 8 + 4 * t : 24 + 4 * t] = 255
+                Image.fromarray(picture).save(tmp_path / kind / "walk" / f"{t:05d}.png")
+        words += ["--ckpt_path", "last", "--trainer.callbacks+", "ObjectTracks"]
+        words += ["--trainer.callbacks.frames", str(tmp_path / "frames")]
+        words += ["--trainer.callbacks.masks", str(tmp_path / "masks")]
+        cli.main([*words, "--trainer.callbacks.size", "[64, 96]"])
+        check_checkpoint(folder / "checkpoints" / "last.ckpt", steps=2)
+        assert (folder / "object_tracks.png").is_file()
 
 
 class TestPaperValues:
