@@ -303,6 +303,11 @@ class SpeedClips(Clips):
         _positive(frames=self.frames)
         if len(self.speeds) != 2 or min(self.speeds) < 1 or self.speeds[0] == self.speeds[1]:
             raise ValueError(f"speeds={self.speeds}: two different ones, each 1 or more")
+        if self.frames < 2:
+            raise ValueError(
+                f"frames={self.frames}: a clip needs 2 frames or more to have one of the speeds "
+                f"{self.speeds}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -386,7 +391,9 @@ class TrackedClips(Clips):
         gap: Seconds of ``constant``. The authors' code has 50 frames.
         relax: Epochs of ``curriculum`` until any distance is allowed.
         inside: What must be in the tube: every frame of a window, as the paper says, or the
-            middle frame of each clip, as the authors' code checks.
+            middle frame of each clip. The authors' code looks at one frame alone, the middle one
+            of the window (frame 16 of 32), and asks for 10 pixels of the mask or more there, which
+            has no counterpart here: a frame counts where the object is seen at all.
         min_tracked: Frames of a video in which the object must be seen.
         short: What to do where a window is longer than its video.
     """

@@ -128,9 +128,15 @@ class RSPNet(MomentumQueue):
         """One step: encode, compare, queue the keys at the other speed, log.
 
         Raises:
-            ValueError: If, in an epoch's first batch, all three clips play at one speed.
+            ValueError: If, in an epoch's first batch, clips have a single frame, or all three play
+                at one speed.
         """
         if batch_idx == 0:
+            if batch["time"].shape[2] < 2:
+                raise ValueError(
+                    f"{type(self).__name__} compares speeds, and clips of one frame have none: "
+                    "give the data SpeedClips with frames of 2 or more"
+                )
             gaps = batch["time"].diff(dim=2).median(dim=2).values  # (B, 3) seconds
             if gaps.shape[1] == 3 and torch.isclose(gaps[:, 1], gaps[:, 2]).all():
                 raise ValueError(

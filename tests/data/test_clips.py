@@ -220,6 +220,7 @@ def test_a_clip_longer_than_its_video(clips):
         (lambda: UniformClips(placement="middle"), "choose tick"),
         (lambda: UniformClips(fps=-1.0), "fps=-1"),
         (lambda: SpeedClips(speeds=(2, 2)), "speeds"),
+        (lambda: SpeedClips(frames=1), "frames=1: a clip needs 2 frames or more"),
         (lambda: FrameViews(spacing="none"), "choose marginal"),
     ],
 )

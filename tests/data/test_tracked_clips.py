@@ -226,5 +226,7 @@ def test_wrong_settings(wrong):
             kind(**wrong)
     with pytest.raises(ValueError, match="speeds="):
         TrackedSpeeds(speeds=(2, 2))
+    with pytest.raises(ValueError, match="frames=1: a clip needs 2 frames or more"):
+        TrackedSpeeds(frames=1)
     with pytest.raises(ValueError, match="stride="):
         TrackedPair(stride=0)

@@ -7,7 +7,6 @@ from lightning_vssl.losses import attention
 from lightning_vssl.methods import moco
 from lightning_vssl.methods.moco import EncodedView, MomentumQueue
 from lightning_vssl.nn import queue
-from lightning_vssl.nn.ema import update_ema
 from lightning_vssl.nn.gather import all_reduce_sum, rank, world_size
 from lightning_vssl.nn.shuffle import shuffle_order
 from tests.ddp.norm import swap_norms
@@ -21,7 +20,7 @@ PATCHED = {
 
 
 def prepared(name: str, options: dict[str, object]) -> MomentumQueue:
-    method = small(name, queue_size=12, **options).double()
+    method = small(name, queue_size=12, momentum=0.9, **options).double()
     awake(method)
     return method
 
@@ -88,9 +87,7 @@ def _steps(method: MomentumQueue) -> dict[str, Tensor]:
             found[f"gradient {number} of {name}"] = parameter.grad.clone()
         for name in ("loss", *method.terms):
             found[f"{name} {number}"] = all_reduce_sum(outputs[name].detach()) / world_size()
-        optimizer.step()
-        for name in method.target:
-            update_ema(method.target[name], getattr(method, name), 0.9)
+        method.optimizer_step(0, number, optimizer)
         found[f"queue {number}"] = method.queue.keys.clone()
     found["pointer"] = method.queue.pointer.double()
     found |= {f"{name} of target": p.detach() for name, p in method.target.named_parameters()}

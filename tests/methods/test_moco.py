@@ -150,8 +150,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class _Watched:
-    """Notes the key network before and after each step, the online one, and what is queued."""
+class Watched:
+    """Notes the key network before and after each step, the online one, what is queued, losses."""
 
     def optimizer_step(self, *args: object) -> None:
         before = copy.deepcopy(self.target.state_dict())
@@ -163,14 +163,16 @@ class _Watched:
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = super()._step(batch)
         self.queued = [*getattr(self, "queued", []), outputs["keys"].clone()]
+        losses = {name: outputs[name].item() for name in ("loss", *self.terms)}
+        self.losses = [*getattr(self, "losses", []), losses]
         return outputs
 
 
-class WatchedMoCo(_Watched, MoCo):
+class WatchedMoCo(Watched, MoCo):
     pass
 
 
-class WatchedRSPNet(_Watched, RSPNet):
+class WatchedRSPNet(Watched, RSPNet):
     pass
 
 
@@ -191,11 +193,13 @@ def fit(
     start: Path | None = None,
     accumulate: int = 1,
     steps: int = 7,
+    **data_options: object,
 ) -> Trainer:
     """Trains, with a checkpoint after every step."""
     frames = 1 if method.backbone.dims == 2 else 4
     clips = SpeedClips(4) if isinstance(method, RSPNet) else RandomClip(frames, clips=2)
-    data = VideoFolder(root, clips=clips, window=ScaleCrop(16, (16, 20)), batch_size=2, seed=7)
+    settings = {"clips": clips, "window": ScaleCrop(16, (16, 20)), **data_options}
+    data = VideoFolder(root, batch_size=2, seed=7, **settings)
     keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -231,6 +235,7 @@ def test_a_resumed_run_has_the_queue_of_the_uninterrupted_one(
     start = tmp_path / "whole" / f"step={at}.ckpt"
     fit(rest, root, tmp_path / "rest", start=start)
     expected, found = whole.state_dict(), rest.state_dict()
+    assert rest.losses == whole.losses[at:]
     assert expected["queue.pointer"].item() == 7 * 2 % 8
     assert {"queue.keys", "queue.pointer"} <= set(expected)
     for key, value in expected.items():
@@ -348,6 +353,9 @@ def test_data_that_does_not_fit() -> None:
     batch = augmented(method, dtype=torch.float32)
     batch["time"] = batch["time"][:, :1].expand(-1, 3, -1)
     with pytest.raises(ValueError, match="give the data SpeedClips"):
+        method.training_step(batch, 0)
+    batch["time"] = batch["time"][:, :, :1]
+    with pytest.raises(ValueError, match=r"clips of one frame have none: .* frames of 2 or more"):
         method.training_step(batch, 0)
 
 

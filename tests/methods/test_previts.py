@@ -1,14 +1,25 @@
 """PreViTS as a whole: the attention loss against section 3.3 by plain autograd and loops."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.methods.momentum import augmented, awake, small
-from tests.methods.test_moco import codes
+from lightning_vssl.augment.objects import ObjectViews
+from lightning_vssl.augment.views import VideoViews
+from lightning_vssl.data.clips import TrackedPair, TrackedSpeeds
+from lightning_vssl.data.tubes import Tube, tube_table, write_tubes
+from lightning_vssl.data.windows import WholeFrame
+from lightning_vssl.methods.previts import PreViTSMoCo, PreViTSRSPNet
+from tests.methods.clips import ClipNet
+from tests.methods.frames import FrameNet
+from tests.methods.momentum import SGD, augmented, awake, small
+from tests.methods.test_moco import Watched, codes, fit
+from tests.videos import write_numbered
 
 PAIRS = [("PreViTS of frames", "MoCo of frames"), ("PreViTS of clips", "RSPNet")]
 KINDS = [name for name, _ in PAIRS]
@@ -42,10 +53,8 @@ def by_autograd(method: nn.Module, made: dict[str, Tensor]) -> tuple[Tensor, lis
         own, theirs = (mask > 0 for mask in made["mask"][sample, :2])  # (T, h, w)
         grow = side // theirs.shape[-1]
         there = theirs.repeat_interleave(grow, 1).repeat_interleave(grow, 2)  # (T, H, W)
-        foreground = plain(key * there, method)
         with torch.no_grad():
             (code,) = codes(method.target, (key * there)[None], "projector")
-        assert torch.equal(foreground, plain(torch.where(there, key, 0.0), method))
         maps = method.backbone(plain(query, method)[None])
         vector = method.projector(maps.flatten(2).mean(2))[0]
         score = vector @ vector.new_tensor(code) / vector.norm() / method.temperature
@@ -214,6 +223,100 @@ def test_one_mask_for_all_frames() -> None:
     repeated = method._step({**made, "mask": middle.expand(-1, -1, 4, -1, -1)})
     single = method._step({**made, "mask": middle})
     assert single["attention"].item() == pytest.approx(repeated["attention"].item(), rel=1e-12)
+
+
+class WatchedPreViTSMoCo(Watched, PreViTSMoCo):
+    pass
+
+
+class WatchedPreViTSRSPNet(Watched, PreViTSRSPNet):
+    pass
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """11 videos and, beside them, tubes: a square that wanders; the fourth video has none."""
+    folder = tmp_path_factory.mktemp("tracked")
+    tubes = []
+    for i in range(11):
+        write_numbered(folder / "videos" / f"{i:02d}.mp4", 20, seed=i)
+        masks = np.zeros((10, 24, 32), bool)
+        for t in range(10 if i != 3 else 0):
+            masks[t, i : i + 12, i + t : i + t + 12] = True
+        tubes.append(Tube(f"{i:02d}.mp4", np.arange(10) / 12.5, masks))
+    write_tubes(folder / "tubes.parquet", tube_table(tubes), source="test")
+    return folder
+
+
+def trained(
+    name: str, official: bool, root: Path, folder: Path, start: Path | None = None
+) -> tuple[nn.Module, dict[str, object]]:
+    """Seven steps, five an epoch, and the optimiser's state after them."""
+    torch.manual_seed(0)
+    image = name == KINDS[0]
+    kind, backbone = (
+        (WatchedPreViTSMoCo, FrameNet()) if image else (WatchedPreViTSRSPNet, ClipNet())
+    )
+    colours = VideoViews(blur_kernel=5, shared=None if image else (0, 1, 1))
+    method = kind(
+        backbone,
+        ObjectViews(colours, 32),
+        SGD,
+        projection=8,
+        queue_size=8,
+        momentum=0.9,
+        lr_batch=None,
+        official=official,
+    )
+    awake(method)
+    if start is not None:
+        torch.manual_seed(999)
+    clips = TrackedPair(1, min_tracked=8) if image else TrackedSpeeds(4, min_tracked=8)
+    trainer = fit(
+        method,
+        root / "videos",
+        folder,
+        start=start,
+        clips=clips,
+        window=WholeFrame((36, 48)),
+        tubes=root / "tubes.parquet",
+    )
+    return method, trainer.optimizers[0].state_dict()
+
+
+@pytest.mark.parametrize("official", [False, True], ids=["paper", "official"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    root: Path, tmp_path: Path, name: str, official: bool
+) -> None:
+    """Stopped in the middle of an epoch: losses, queue, pointer, both networks, to the bit.
+
+    On the way the key network moves by the momentum of 0.9 once a step, in the official form twice.
+    """
+    whole, optimizer = trained(name, official, root, tmp_path / "whole")
+    start = tmp_path / "whole" / "step=3.ckpt"
+    rest, continued = trained(name, official, root, tmp_path / "rest", start)
+    assert len(whole.losses) == 7
+    assert rest.losses == whole.losses[3:]
+    assert sum(0.02 < losses["attention"] < 0.98 for losses in whole.losses) > 3
+    expected, found = whole.state_dict(), rest.state_dict()
+    assert expected["queue.pointer"].item() == 7 * 2 % 8
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    for place, kept in optimizer["state"].items():
+        assert torch.equal(continued["state"][place]["momentum_buffer"], kept["momentum_buffer"])
+    first = torch.load(start, weights_only=True)["state_dict"]
+    assert not torch.equal(first["queue.keys"], expected["queue.keys"])
+    old, new = (0.81, 0.19) if official else (0.9, 0.1)
+    for before, online, after in whole.noted:
+        moved = [
+            key for key in before if key in online and not torch.equal(before[key], after[key])
+        ]
+        assert {key.split(".")[0] for key in moved} == set(whole.target)
+        for key in online.keys() & before.keys():
+            mixed = old * before[key] + new * online[key]
+            assert torch.allclose(after[key], mixed, rtol=1e-5, atol=1e-8), key
 
 
 @pytest.mark.parametrize("name", KINDS)
