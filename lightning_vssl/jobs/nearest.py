@@ -31,8 +31,10 @@ class NearestImages(FrameClassifier):
         backbone: A network over images.
         images: Folder of labelled images: one folder per class, called as the class's identifier.
             Classes without a folder are never found.
-        weights: The backbone's weights, anything that `load_weights` reads; None leaves it
-            untrained, which is for tests alone.
+        backbone_weights: The backbone's weights, anything that `load_weights` reads; None leaves it
+            untrained, which is for tests alone. No other classifier calls its weights so: on the
+            command line, which carries arguments over from the class that a recipe names, those
+            of another network never come along.
         least: Cosine below which an image is too far, in [-1, 1]. It depends on the backbone:
             neither paper gives one for this use.
         size: Side of a frame, and of an image, in pixels.
@@ -47,7 +49,7 @@ class NearestImages(FrameClassifier):
         self,
         backbone: Backbone,
         images: Path,
-        weights: Path | None = None,
+        backbone_weights: Path | None = None,
         *,
         least: float = 0.5,
         size: int = 224,
@@ -63,7 +65,9 @@ class NearestImages(FrameClassifier):
             raise ValueError(f"least={least}, frames_at_once={frames_at_once}: a cosine; 1 or more")
         self.backbone = backbone
         self.images = Path(images).expanduser()
-        self.weights = None if weights is None else Path(weights).expanduser()
+        self.backbone_weights = (
+            None if backbone_weights is None else Path(backbone_weights).expanduser()
+        )
         self.least = least
         self.frames_at_once = frames_at_once
         self.mean: Tensor
@@ -110,10 +114,11 @@ class NearestImages(FrameClassifier):
                     digest.update(file.read_bytes())
         if not files:
             raise ValueError(f"{self.images} has no images ({', '.join(IMAGE_SUFFIXES)})")
-        if self.weights is not None:
-            load_weights(self.backbone, self.weights)
+        file = self.backbone_weights
+        if file is not None:
+            load_weights(self.backbone, file)
         self._about = {
-            "weights": None if self.weights is None else f"sha256 {sha256(self.weights)}",
+            "weights": None if file is None else f"sha256 {sha256(file)}",
             "images": digest.hexdigest(),
         }
         self._files = files

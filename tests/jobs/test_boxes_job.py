@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from lightning_vssl.jobs.base import Job
 from lightning_vssl.jobs.boxes import BoxFrames, BoxJob
 from lightning_vssl.proposals.base import Proposals
 from lightning_vssl.proposals.segments import Slic
+from lightning_vssl.run import RunCLI
 from tests.videos import numbered_frames, write_numbered, write_video
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "jobs" / "boxes.yaml"
@@ -82,6 +84,31 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith("config")
     }
+
+
+def test_the_recipes_other_sources(tmp_path, monkeypatch):
+    """Taking the detector kept the short side of the recipe's superpixels, 128 for its own 256."""
+
+    class Parsed(RunCLI):
+        def instantiate_classes(self):
+            pass
+
+        def _run_subcommand(self, subcommand):
+            pass
+
+    rows = re.findall(r"^#.*?(--model\.proposals.*?)  +\((.+)\)$", RECIPE.read_text(), re.MULTILINE)
+    assert [name for _, name in rows] == ["16 segments", "objects", "persons"]
+    segments, objects, persons = (words.removesuffix(" behind that").split() for words, _ in rows)
+    monkeypatch.chdir(tmp_path)
+    for words, name, expected in (
+        (segments, "Felzenszwalb", {"segments": 16, "short_side": 128}),
+        (objects, "Detector", {"classes": "all", "short_side": 256}),
+        ([*objects, *persons], "Detector", {"classes": "person", "short_side": 256}),
+    ):
+        found = Parsed(["predict", "--config", str(RECIPE), *words]).config.predict
+        proposals = found.model.init_args.proposals
+        assert proposals.class_path.rpartition(".")[2] == name
+        assert {key: proposals.init_args[key] for key in expected} == expected
 
 
 class TestAlone:

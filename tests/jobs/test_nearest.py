@@ -16,9 +16,11 @@ from lightning_vssl.curation.titles import ClassNames
 from lightning_vssl.datamodules.videonet import VideoCandidates
 from lightning_vssl.jobs.curate import CurateJob
 from lightning_vssl.jobs.nearest import NearestImages
+from lightning_vssl.run import RunCLI
 from tests.callbacks.parts import TinyBackbone
 from tests.videos import write_video
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "jobs" / "curate.yaml"
 CLASSES = ClassNames(("red", "green", "blue"), (("red",), ("green",), ("blue",)))
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 
@@ -79,6 +81,34 @@ def test_it_curates(images, tmp_path):
     assert [row["kept"] for row in table] == [True, False, False]
     assert [row["seen"] for row in table] == ["red", "", "blue"]
     assert table[1]["detail"] == "on none of 40 frames"
+
+
+def test_the_recipes_command(tmp_path, monkeypatch):
+    """Taking this classifier kept the file of the recipe's own, a supervised network's weights."""
+
+    class Parsed(RunCLI):
+        def instantiate_classes(self):
+            pass
+
+        def _run_subcommand(self, subcommand):
+            pass
+
+    header = " ".join(line.lstrip("# ") for line in RECIPE.read_text().split("\n\n")[0].split("\n"))
+    alternative = header[header.index("--model.classifier NearestImages") :]
+    words = alternative[: alternative.index(" Deviations:")].split()
+    words = [
+        {"<folder>": "pictures", "<export>": "runs/vito/seed0/export"}.get(w, w) for w in words
+    ]
+    monkeypatch.chdir(tmp_path)
+    found = Parsed(["predict", "--config", str(RECIPE), *words]).config
+    found = found.predict.model.init_args.classifier
+    assert found.class_path == "lightning_vssl.jobs.nearest.NearestImages"
+    assert found.init_args.backbone.class_path.endswith("TimmNet")
+    assert found.init_args.backbone.init_args.name == "resnet50"
+    assert str(found.init_args.backbone_weights) == "runs/vito/seed0/export"
+    assert str(found.init_args.images) == "pictures"
+    assert (found.init_args.size, found.init_args.crop) == (224, 0.875)
+    assert "resnet50.safetensors" not in str(found)
 
 
 def test_weights_and_settings(images, tmp_path):
