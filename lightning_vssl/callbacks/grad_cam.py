@@ -318,7 +318,8 @@ def _asked_for(
 
 def _query_maps(backbone: Backbone, query: Tensor) -> Tensor:
     """Maps of queries (P, 3, T, H, W); an image network sees the middle frame."""
-    return backbone(query if backbone.dims == 3 else query[:, :, query.shape[2] // 2])
+    maps: Tensor = backbone(query if backbone.dims == 3 else query[:, :, query.shape[2] // 2])
+    return maps
 
 
 def _likeness(maps: Tensor, head: nn.Module, codes: Tensor, size: tuple[int, ...]) -> Tensor:
