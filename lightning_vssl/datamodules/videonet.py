@@ -3,6 +3,7 @@
 `lightning-vssl predict --config recipes/jobs/curate.yaml` makes the first out of the second.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from lightning_vssl.data.windows import Windows
 from lightning_vssl.datamodules.base import Split, VideoDataModule
 from lightning_vssl.datamodules.video_folder import VideoFolder
 
+_log = logging.getLogger("lightning.pytorch")  # the one whose information is shown
+
 
 class VideoNet(VideoDataModule):
     """Curated videos: what a list keeps, or a folder of class directories.
@@ -27,8 +30,9 @@ class VideoNet(VideoDataModule):
         manifest: List of the videos: the ``videonet.parquet`` of the curation job, or any CSV or
             Parquet file with the columns ``path`` (absolute, or from ``root``) and ``class``, and
             optionally ``kept`` (rows where it is false are left out), ``start`` and ``end``
-            (seconds). Classes are sorted, those without a video kept among them. None where the
-            folders right below ``root`` are the classes.
+            (seconds). Classes are sorted, those without a video kept among them. A video kept for
+            several classes counts once, for the first: twice in a batch, it would be its own
+            negative. None where the folders right below ``root`` are the classes.
         clips: Frames of a training sample; None for CtP's.
         window: Crop of a training sample; None for CtP's.
         eval_clips: Frames of an evaluation sample; None for CtP's ten clips.
@@ -108,13 +112,27 @@ class VideoNet(VideoDataModule):
         labels = {name: label for label, name in enumerate(classes)}
         starts, ends = (seconds(table, name, self.list) for name in ("start", "end"))
         entries = []
+        seen: set[tuple[str, float, float]] = set()
+        again = 0
         for row, (path, owner) in enumerate(
             zip(table.column("path").to_pylist(), table.column("class").to_pylist(), strict=True)
         ):
             if not path or not owner:
                 raise ValueError(f"{self.list}: kept video {row + 1} has no path or no class")
             start = 0.0 if np.isnan(starts[row]) else float(starts[row])
+            span = (path, start, np.nan_to_num(ends[row], nan=np.inf).item())
+            if span in seen:
+                again += 1
+                continue
+            seen.add(span)
             entries.append(Entry(path, labels[owner], start, float(ends[row])))
+        if again:
+            _log.info(
+                "%s keeps %d videos more than once: each counts for its first class (%d are left)",
+                self.list,
+                again,
+                len(entries),
+            )
         return entries, classes
 
 

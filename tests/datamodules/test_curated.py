@@ -49,6 +49,20 @@ class TestVideoNet:
         assert [(entry.path, entry.label) for entry in entries] == [("a", 1), ("c", 1)]
         assert VideoNet(tmp_path, manifest=file).entries("val") == ([], ())
 
+    def test_a_video_kept_for_two_classes_counts_once(self, tmp_path, caplog):
+        """In one batch twice it was its own negative."""
+        rows = ["a,n2,true,,", "a,n1,true,,", "b,n1,false,,", "b,n2,true,,", "c,n1,true,0,5"]
+        rows += ["c,n2,true,5,9", "c,n3,true,,5", "a,n3,true,0,", "c,n1,true,5,9.5"]
+        text = "\n".join(["path,class,kept,start,end", *rows])
+        data = VideoNet(tmp_path, manifest=write(tmp_path / "list.csv", text))
+        with caplog.at_level("INFO", logger="lightning.pytorch"):
+            entries, classes = data.entries("train")
+        assert classes == ("n1", "n2", "n3")
+        told = [(entry.path, entry.label, entry.start) for entry in entries]
+        assert told == [("a", 1, 0), ("b", 1, 0), ("c", 0, 0), ("c", 1, 5), ("c", 0, 5)]
+        assert "keeps 3 videos more than once" in caplog.text
+        assert "(5 are left)" in caplog.text
+
     def test_a_folder(self, tmp_path):
         touch(tmp_path / "n2/a.mp4", tmp_path / "n1/deep/b.webm", tmp_path / "n1/notes.txt")
         entries, classes = VideoNet(tmp_path).entries("train")

@@ -415,7 +415,8 @@ class TestGoingOn:
         data.prepare_data()
         data.setup("fit")
         rows = pq.read_table(whole / "videonet.parquet").to_pylist()
-        assert len(data.manifest("train")) == sum(row["kept"] for row in rows) > 3
+        kept = {row["path"] for row in rows if row["kept"]}  # some of them for both classes
+        assert len(data.manifest("train")) == len(kept) > 3
         assert data.classes == ("one", "two")
         for batch in data.train_dataloader():
             assert batch["video"].shape == (2, 1, 1, 3, 16, 16)
@@ -549,7 +550,11 @@ def test_one_is_killed_and_two_go_on(root, whole, tmp_path):
 
 @pytest.mark.slow
 def test_precision_and_recall_with_false_titles(tmp_path, record_property):
-    """The issue's claim: a classifier that knows the built-in objects, 30 % of the titles false."""
+    """The issue's claim: a classifier that knows the built-in objects, 30 % of the titles false.
+
+    It has been trained on these very videos, so that the numbers are those of the rule and not of a
+    classifier: trained on 300 others it gave a precision of 0.71 and a recall of 0.36.
+    """
     count, frames, size = 40, 40, 64
     videos = [draw(0, i, "train", frames=frames, size=(size, size)).frames for i in range(count)]
     shown = [labels(0, i, "train")[1] for i in range(count)]
