@@ -313,7 +313,8 @@ def _asked_for(
             draws = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
             codes = module.encode_keys(keys, draws, 0)[module.heads.index("projector")]
             return module.projector, codes
-        return nn.Identity(), F.normalize(backbone(keys).flatten(2).mean(2), dim=1)
+        pooled: Tensor = backbone(keys).flatten(2).mean(2)
+        return nn.Identity(), F.normalize(pooled, dim=1)
 
 
 def _query_maps(backbone: Backbone, query: Tensor) -> Tensor:

@@ -114,11 +114,11 @@ class NearestImages(FrameClassifier):
                     digest.update(file.read_bytes())
         if not files:
             raise ValueError(f"{self.images} has no images ({', '.join(IMAGE_SUFFIXES)})")
-        file = self.backbone_weights
-        if file is not None:
-            load_weights(self.backbone, file)
+        weights = self.backbone_weights
+        if weights is not None:
+            load_weights(self.backbone, weights)
         self._about = {
-            "weights": None if file is None else f"sha256 {sha256(file)}",
+            "weights": None if weights is None else f"sha256 {sha256(weights)}",
             "images": digest.hexdigest(),
         }
         self._files = files

@@ -176,7 +176,8 @@ class MomentumQueue(Method):
             return torch.cat(found, dim=1)
 
         codes = encode_shuffled(encoded, views, key, stream) if self.training else encoded(views)
-        return codes.split([getattr(self, name).out_features for name in self.heads], dim=1)
+        widths = [getattr(self, name).out_features for name in self.heads]
+        return torch.split(codes, widths, dim=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step: encode, compare, queue the keys, log."""
