@@ -51,7 +51,12 @@ def command_of(recipe):
     """Whether a recipe is for `fit`, for `test` (an evaluation without training) or a job."""
     if name_of(recipe).startswith("jobs/"):
         return "predict"
-    untrained = ("eval/retrieval", "eval/retrieval_previts", "eval/attention_saliency")
+    untrained = (
+        "eval/retrieval",
+        "eval/retrieval_previts",
+        "eval/imagenet_knn",
+        "eval/attention_saliency",
+    )
     return "test" if name_of(recipe) in untrained else "fit"
 
 
