@@ -21,11 +21,6 @@ Reading checks every number once, and keeps flat arrays in the cache: all worker
 the same pages into memory, and no Python object is made per video.
 """
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,31 +31,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lightning_vssl.data.atomic import whole_file
-from lightning_vssl.data.manifest import Manifest, default_cache_dir
+from lightning_vssl.data.video_files import (
+    Indices,
+    Kind,
+    VideoFile,
+    nearest,
+    origin_metadata,
+    shared_origin,
+    write_table,
+)
 
 Floats = npt.NDArray[np.float64]
 Shares = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 _Message = Callable[[int], str]  # from a position to what is wrong there
 
 SCALE = 65535
 """The number that stands for a share of 1."""
 
-FORMAT = "1"
-"""Version of the layout, in the file's metadata."""
-
-_FORMAT_KEY, _SOURCE_KEY, _PARAMETERS_KEY = (
-    b"lightning_vssl.boxes",
-    b"lightning_vssl.boxes.source",
-    b"lightning_vssl.boxes.parameters",
-)
-_CACHE = "1"  # layout of the arrays in the cache
 _SLACK = 1e-6  # of a share, for coordinates computed in float32
 _MIN_PIXELS = 2.0  # what must be left of a box in a view
-_NAMED = 10
 _CHUNK = 1 << 20  # boxes checked at a time
 _HOW = "lightning_vssl.data.boxes says what a box file holds, and its write_boxes writes one"
+_KIND = Kind(
+    name="boxes",
+    noun="box",
+    of_a_video="boxes",
+    job="lightning-vssl predict --config recipes/jobs/boxes.yaml",
+    how=_HOW,
+    remedy="make boxes of these videos",
+    otherwise="Their boxes are NaN.",
+)
 
 _SCHEMA = pa.schema(
     [
@@ -77,7 +77,8 @@ class VideoBoxes(NamedTuple):
     """The boxes of one video, or why there are none.
 
     Args:
-        path: The video as the manifest names it; see `video_name`.
+        path: The video as the manifest names it; see
+            `lightning_vssl.data.video_files.video_name`.
         time: Seconds of the boxed frames, (F,), ascending.
         boxes: Shares of width and height, xyxy, (F, N, 4); NaN where a frame has fewer than N.
         error: Why the video could not be boxed; empty otherwise.
@@ -87,20 +88,6 @@ class VideoBoxes(NamedTuple):
     time: npt.NDArray[np.floating]
     boxes: npt.NDArray[np.floating]
     error: str = ""
-
-
-def video_name(path: str, root: Path) -> str:
-    """Names a video as a box file does.
-
-    Args:
-        path: As the manifest has it: relative to the root, or absolute.
-        root: The dataset's root.
-
-    Returns:
-        The path relative to the root if the video lies below it, else the path as given.
-    """
-    base = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118  # a plain string, once a video
-    return path.removeprefix(base) if path.startswith("/") else path
 
 
 def box_table(videos: Sequence[VideoBoxes]) -> pa.Table:
@@ -147,11 +134,7 @@ def box_metadata(
     Returns:
         Metadata for the table's schema.
     """
-    return {
-        _FORMAT_KEY: FORMAT.encode(),
-        _SOURCE_KEY: source.encode(),
-        _PARAMETERS_KEY: json.dumps(dict(parameters or {}), sort_keys=True).encode(),
-    }
+    return origin_metadata(_KIND, source, parameters)
 
 
 def write_boxes(
@@ -172,9 +155,7 @@ def write_boxes(
     Raises:
         OSError: If the file cannot be written.
     """
-    metadata = box_metadata(source=source, parameters=parameters)
-    with whole_file(file) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    write_table(file, table, box_metadata(source=source, parameters=parameters))
 
 
 def cut_boxes(
@@ -208,21 +189,15 @@ def cut_boxes(
     return cut
 
 
-class BoxFile:
-    """The boxes of a dataset's videos.
-
-    Cheap to pickle and to share: arrays in the cache are mapped into memory on first use, anew in
-    each process.
+class BoxFile(VideoFile):
+    """The boxes of a dataset's videos; see `lightning_vssl.data.video_files.VideoFile`.
 
     Args:
         path: A box file, or a folder of them (all ``*.parquet`` right below it).
         cache_dir: Where the arrays are kept; None for ``~/.cache/lightning_vssl``.
 
     Attributes:
-        source: What proposed the boxes, as the file says; ``unknown`` where it does not.
-        parameters: Its settings.
         limit: N, the most boxes of any frame.
-        videos: Videos that have boxed frames.
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder holds none.
@@ -231,81 +206,11 @@ class BoxFile:
         OSError: If the cache cannot be written.
     """
 
+    kind = _KIND
+
     def __init__(self, path: Path, *, cache_dir: Path | None = None) -> None:
-        self.path = Path(path).expanduser()
-        files = _files(self.path)
-        cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-        self._folder = cache / f"boxes-{_digest(files)}"
-        if not (self._folder / "about.json").is_file():
-            _build(files, self.path, self._folder)
-        about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
-        self.source: str = about["source"]
-        self.parameters: dict[str, object] = about["parameters"]
-        self.limit: int = about["limit"]
-        self.videos: int = about["videos"]
-        self._arrays: tuple[npt.NDArray[np.int64], ...] | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_arrays": None}
-
-    def rows(self, names: Sequence[str] | pa.Array) -> Indices:
-        """Finds videos.
-
-        Args:
-            names: As `video_name` gives them, (M,).
-
-        Returns:
-            Rows for `for_frames`, (M,) int64; -1 where the file has no boxed frame of a video.
-        """
-        known = pq.read_table(self._folder / "paths.parquet").column("path").combine_chunks()
-        found = pc.fill_null(pc.index_in(pa.array(names, pa.string()), value_set=known), -1)
-        rows: Indices = found.to_numpy(zero_copy_only=False).astype(np.int64)
-        return rows
-
-    def find(self, manifest: Manifest) -> Indices:
-        """Finds the videos of a manifest.
-
-        Args:
-            manifest: The videos.
-
-        Returns:
-            Rows for `for_frames`, (M,) int64; -1 where a video has no boxed frame.
-        """
-        return self.rows(_names(manifest))
-
-    def covering(
-        self, manifest: Manifest, *, name: str = "listed", max_missing: float = 0.0
-    ) -> tuple[Indices, str]:
-        """Finds the videos of a manifest, and says which have no boxes.
-
-        Args:
-            manifest: The videos.
-            name: What messages call them, such as ``training``.
-            max_missing: Share of them, in [0, 1], that may have none.
-
-        Returns:
-            Rows for `for_frames`, (M,), -1 where a video has none; and a warning that counts and
-            names those, empty where all have.
-
-        Raises:
-            ValueError: If more videos than ``max_missing`` allows, or all, have none.
-        """
-        names = _names(manifest)
-        rows = self.rows(names)
-        without = np.flatnonzero(rows < 0)
-        if not len(without):
-            return rows, ""
-        text = (
-            f"{len(without)} of {len(rows)} {name} videos have no boxes in {self.path}:\n"
-            + self._why([names[row] for row in without])
-        )
-        if len(without) == len(rows) or len(without) > max_missing * len(rows):
-            raise ValueError(
-                f"{text}\nMore than max_missing={max_missing:g} allows. The file names videos such "
-                f"as {self._example()}, relative to {manifest.root}: make boxes of these videos "
-                "(lightning-vssl predict --config recipes/jobs/boxes.yaml), or raise max_missing."
-            )
-        return rows, f"{text}\nTheir boxes are NaN."
+        super().__init__(path, cache_dir=cache_dir)
+        self.limit: int = self._about["limit"]
 
     def for_frames(self, video: int | str, times: npt.NDArray[np.floating]) -> Shares:
         """The boxes of the frames nearest in time.
@@ -322,20 +227,37 @@ class BoxFile:
         """
         times = np.asarray(times, np.float64)
         out = np.full((*times.shape, self.limit, 4), np.nan, np.float32)
-        row = int(self.rows([video])[0]) if isinstance(video, str) else video
+        row = self._row(video)
         if row < 0:
-            if isinstance(video, str):
-                raise KeyError(f"{self.path} has no boxes of {video}")
             return out
         offsets, seconds, starts, boxes = self._opened()
         first, last = int(offsets[row]), int(offsets[row + 1])
-        own = np.asarray(seconds[first:last], np.float64)  # (F,)
-        nearest = np.searchsorted((own[1:] + own[:-1]) / 2, times)  # (V, T) in [0, F)
+        frames = nearest(seconds[first:last], times)  # (V, T) in [0, F)
         begin = np.asarray(starts[first : last + 1])
-        place = begin[nearest][..., None] + np.arange(self.limit)  # (V, T, N)
-        there = place < begin[nearest + 1][..., None]
+        place = begin[frames][..., None] + np.arange(self.limit)  # (V, T, N)
+        there = place < begin[frames + 1][..., None]
         out[there] = boxes[place[there]].astype(np.float32) / SCALE
         return out
+
+    def _write(self, files: Sequence[Path], folder: Path) -> dict[str, object]:
+        tables = [_read(file) for file in files]
+        origin = shared_origin(_KIND, [table.schema for table in tables], files)
+        flat = _joined([_checked(table, file) for table, file in zip(tables, files, strict=True)])
+        paths, offsets, flat = _by_video(flat, self.path)
+        if not len(paths):
+            raise ValueError(f"{self.path} holds no video with boxed frames; {_HOW}")
+        limit = int(flat.counts.max())
+        if limit == 0:
+            raise ValueError(f"{self.path}: none of its frames has a box; {_HOW}")
+        starts = np.concatenate([[0], np.cumsum(flat.counts)])
+        arrays: tuple[npt.NDArray[np.generic], ...] = (offsets, flat.seconds, starts, flat.boxes)
+        for name, array in zip(_ARRAYS, arrays, strict=True):
+            np.save(folder / f"{name}.npy", array)
+        failed = pc.greater(pc.utf8_length(flat.errors), 0)
+        self._note(
+            folder, paths, pa.table({"path": flat.paths, "error": flat.errors}).filter(failed)
+        )
+        return {**origin, "limit": limit, "videos": len(paths)}
 
     def _opened(self) -> tuple[npt.NDArray[np.int64], ...]:
         """First frame of each video, times, first box of each frame, boxes; mapped."""
@@ -343,17 +265,8 @@ class BoxFile:
             self._arrays = tuple(
                 np.load(self._folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
             )
-        return self._arrays
-
-    def _example(self) -> str:
-        return str(pq.read_table(self._folder / "paths.parquet").column("path")[0].as_py())
-
-    def _why(self, names: Sequence[str]) -> str:
-        failed = pq.read_table(self._folder / "failed.parquet")
-        known = dict(zip(*(failed.column(c).to_pylist() for c in ("path", "error")), strict=True))
-        lines = [f"  {name}: {known.get(name, 'not in the file')}" for name in names[:_NAMED]]
-        more = [f"  and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-        return "\n".join(lines + more)
+        arrays: tuple[npt.NDArray[np.int64], ...] = self._arrays
+        return arrays
 
 
 _ARRAYS = ("offsets", "seconds", "starts", "boxes")
@@ -370,90 +283,11 @@ class _Flat(NamedTuple):
     boxes: npt.NDArray[np.uint16]  # (M, 4)
 
 
-def _names(manifest: Manifest) -> list[str]:
-    return [video_name(path, manifest.root) for path in manifest.table.column("path").to_pylist()]
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(path.glob("*.parquet"))
-        if not found:
-            raise FileNotFoundError(f"no *.parquet in the folder {path}; {_HOW}")
-        return found
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no box file {path}: lightning-vssl predict --config recipes/jobs/boxes.yaml makes one"
-        )
-    return [path]
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Names the cached arrays by the files' paths, sizes and times of modification."""
-    digest = hashlib.blake2b(_CACHE.encode(), digest_size=16)
-    for file in files:
-        found = file.stat()
-        digest.update(repr((str(file.absolute()), found.st_size, found.st_mtime_ns)).encode())
-    return digest.hexdigest()
-
-
-def _build(files: Sequence[Path], path: Path, folder: Path) -> None:
-    """Checks the files and writes their arrays: the whole folder, or nothing."""
-    tables = [_read(file) for file in files]
-    metadata = _metadata(tables, files)
-    flat = _joined([_checked(table, file) for table, file in zip(tables, files, strict=True)])
-    paths, offsets, flat = _by_video(flat, path)
-    if not len(paths):
-        raise ValueError(f"{path} holds no video with boxed frames; {_HOW}")
-    limit = int(flat.counts.max())
-    if limit == 0:
-        raise ValueError(f"{path}: none of its frames has a box; {_HOW}")
-    starts = np.concatenate([[0], np.cumsum(flat.counts)])
-    arrays: tuple[npt.NDArray[np.generic], ...] = (offsets, flat.seconds, starts, flat.boxes)
-    failed = pc.greater(pc.utf8_length(flat.errors), 0)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".boxes-"))
-    try:
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            np.save(temporary / f"{name}.npy", array)
-        pq.write_table(pa.table({"path": paths}), temporary / "paths.parquet")
-        pq.write_table(
-            pa.table({"path": flat.paths, "error": flat.errors}).filter(failed),
-            temporary / "failed.parquet",
-        )
-        about = {**metadata, "limit": limit, "videos": len(paths)}
-        (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "about.json").is_file():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _read(file: Path) -> pa.Table:
     try:
         return pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a Parquet file ({error}); {_HOW}") from error
-
-
-def _metadata(tables: Sequence[pa.Table], files: Sequence[Path]) -> dict[str, object]:
-    """Source and parameters, which all files must share."""
-    found = []
-    for table, file in zip(tables, files, strict=True):
-        known = table.schema.metadata or {}
-        version = known.get(_FORMAT_KEY, FORMAT.encode()).decode()
-        if version != FORMAT:
-            raise ValueError(f"{file}: box format {version}; this version reads {FORMAT}")
-        source = known.get(_SOURCE_KEY, b"unknown").decode()
-        found.append({"source": source, "parameters": json.loads(known.get(_PARAMETERS_KEY, "{}"))})
-        if found[-1] != found[0]:
-            raise ValueError(
-                f"{file} and {files[0]} were made in different ways ({found[-1]} and {found[0]}): "
-                "keep them in folders of their own"
-            )
-    return found[0]
 
 
 def _checked(table: pa.Table, file: Path) -> _Flat:

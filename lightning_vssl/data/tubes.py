@@ -21,11 +21,7 @@ Opening a file checks every row once, and keeps flat arrays in the cache: all wo
 map the same pages into memory, and no Python object is made per video.
 """
 
-import hashlib
-import json
 import lzma
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,37 +29,39 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lightning_vssl.data.atomic import whole_file
-from lightning_vssl.data.boxes import video_name
-from lightning_vssl.data.manifest import Manifest, default_cache_dir
+from lightning_vssl.data.video_files import (
+    Indices,
+    Kind,
+    VideoFile,
+    nearest,
+    origin_metadata,
+    shared_origin,
+    write_table,
+)
 
 Masks = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
 
 TubeForm = Literal["mask", "box", "middle"]
 """What a sample's masks are: the object in each frame, as PreViTS says it; its bounding box in each
 (Table 7d, "Unsup. Box"); or the object in the clip's middle frame, repeated over the clip, as the
 authors' code has it."""
 
-FORMAT = "1"
-"""Version of the layout, in the file's metadata."""
-
-_FORMAT_KEY, _SOURCE_KEY, _PARAMETERS_KEY = (
-    b"lightning_vssl.tubes",
-    b"lightning_vssl.tubes.source",
-    b"lightning_vssl.tubes.parameters",
-)
-_CACHE = "1"  # layout of the arrays in the cache
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
-_NAMED = 10
 _ROWS = 512  # rows of a file in memory at a time
 _MAX_SIDE = 65535
 _HOW = "lightning_vssl.data.tubes says what a tube file holds, and its write_tubes writes one"
-_JOB = "lightning-vssl predict --config recipes/jobs/track.yaml"
+_KIND = Kind(
+    name="tubes",
+    noun="tube",
+    of_a_video="tube",
+    job="lightning-vssl predict --config recipes/jobs/track.yaml",
+    how=_HOW,
+    remedy="track these videos",
+    otherwise="Their clips are drawn anywhere, and their masks are empty.",
+)
 
 _SCHEMA = pa.schema(
     [
@@ -82,7 +80,7 @@ class Tube(NamedTuple):
     """The object of one video over time, or why the video was not looked at.
 
     Args:
-        path: The video as the manifest names it; see `lightning_vssl.data.boxes.video_name`.
+        path: The video as the manifest names it; see `lightning_vssl.data.video_files.video_name`.
         time: Seconds of the frames looked at, (F,), ascending.
         masks: Where the object is, (F, h, w) bool; all False in a frame where it is lost.
         error: Why the video was not looked at; empty otherwise.
@@ -189,11 +187,7 @@ def tube_metadata(
     Returns:
         Metadata for the table's schema.
     """
-    return {
-        _FORMAT_KEY: FORMAT.encode(),
-        _SOURCE_KEY: source.encode(),
-        _PARAMETERS_KEY: json.dumps(dict(parameters or {}), sort_keys=True).encode(),
-    }
+    return origin_metadata(_KIND, source, parameters)
 
 
 def write_tubes(
@@ -214,9 +208,7 @@ def write_tubes(
     Raises:
         OSError: If the file cannot be written.
     """
-    metadata = tube_metadata(source=source, parameters=parameters)
-    with whole_file(file) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    write_table(file, table, tube_metadata(source=source, parameters=parameters))
 
 
 def shrink_masks(masks: Bools, side: int) -> Bools:
@@ -309,21 +301,17 @@ def _filled(own: npt.ArrayLike) -> Bools:
     return np.asarray(after & before)
 
 
-class TubeFile:
-    """The tubes of a data set's videos.
+class TubeFile(VideoFile):
+    """The tubes of a data set's videos; see `lightning_vssl.data.video_files.VideoFile`.
 
-    Cheap to pickle and to share: arrays in the cache are mapped into memory on first use, anew in
-    each process.
+    A video that was looked at and shows no object is not missing: it has an empty tube.
 
     Args:
         path: A tube file, or a folder of them (all ``*.parquet`` right below it).
         cache_dir: Where the arrays are kept; None for ``~/.cache/lightning_vssl``.
 
     Attributes:
-        source: What found the tubes, as the file says; ``unknown`` where it does not.
-        parameters: Its settings.
         side: Pixels of the short side of the largest masks.
-        videos: Videos that were looked at.
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder holds none.
@@ -332,76 +320,11 @@ class TubeFile:
         OSError: If the cache cannot be written.
     """
 
+    kind = _KIND
+
     def __init__(self, path: Path, *, cache_dir: Path | None = None) -> None:
-        self.path = Path(path).expanduser()
-        files = _files(self.path)
-        cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-        self._folder = cache / f"tubes-{_digest(files)}"
-        if not (self._folder / "about.json").is_file():
-            _build(files, self.path, self._folder)
-        about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
-        self.source: str = about["source"]
-        self.parameters: dict[str, object] = about["parameters"]
-        self.side: int = about["side"]
-        self.videos: int = about["videos"]
-        self._arrays: dict[str, npt.NDArray[Any]] | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_arrays": None}
-
-    def rows(self, names: Sequence[str] | pa.Array) -> Indices:
-        """Finds videos.
-
-        Args:
-            names: As `lightning_vssl.data.boxes.video_name` gives them, (M,).
-
-        Returns:
-            Rows for the other methods, (M,) int64; -1 for a video that was not looked at.
-        """
-        known = pq.read_table(self._folder / "paths.parquet").column("path").combine_chunks()
-        found = pc.fill_null(pc.index_in(pa.array(names, pa.string()), value_set=known), -1)
-        rows: Indices = found.to_numpy(zero_copy_only=False).astype(np.int64)
-        return rows
-
-    def find(self, manifest: Manifest) -> Indices:
-        """Finds the videos of a manifest, as `rows` does."""
-        return self.rows(_names(manifest))
-
-    def covering(
-        self, manifest: Manifest, *, name: str = "listed", max_missing: float = 0.0
-    ) -> tuple[Indices, str]:
-        """Finds the videos of a manifest, and says which were not looked at.
-
-        A video that was looked at and shows no object is not missing: it has an empty tube.
-
-        Args:
-            manifest: The videos.
-            name: What messages call them, such as ``training``.
-            max_missing: Share of them, in [0, 1], that may be missing.
-
-        Returns:
-            Rows, (M,), -1 where a video is missing; and a warning that counts and names those,
-            empty where none is.
-
-        Raises:
-            ValueError: If more videos than ``max_missing`` allows, or all, are missing.
-        """
-        names = _names(manifest)
-        rows = self.rows(names)
-        without = np.flatnonzero(rows < 0)
-        if not len(without):
-            return rows, ""
-        text = (
-            f"{len(without)} of {len(rows)} {name} videos have no tube in {self.path}:\n"
-            + self._why([names[row] for row in without])
-        )
-        if len(without) == len(rows) or len(without) > max_missing * len(rows):
-            raise ValueError(
-                f"{text}\nMore than max_missing={max_missing:g} allows. The file names videos such "
-                f"as {self._example()}, relative to {manifest.root}: track these videos ({_JOB}), "
-                "or raise max_missing."
-            )
-        return rows, f"{text}\nTheir clips are drawn anywhere, and their masks are empty."
+        super().__init__(path, cache_dir=cache_dir)
+        self.side: int = self._about["side"]
 
     def tracked(self, video: int | str, times: npt.NDArray[np.floating]) -> Bools:
         """Whether the object is seen in the frames nearest in time.
@@ -454,22 +377,53 @@ class TubeFile:
         height, width = self._opened()["sizes"][row].tolist()
         return height, width
 
-    def _row(self, video: int | str) -> int:
-        if not isinstance(video, str):
-            return video
-        row = int(self.rows([video])[0])
-        if row < 0:
-            raise KeyError(f"{self.path} has no tube of {video}")
-        return row
-
     def _span(self, row: int) -> slice:
         first, last = (int(value) for value in self._opened()["frames"][row : row + 2])
         return slice(first, last)
 
     def _nearest(self, row: int, times: npt.NDArray[np.floating]) -> Indices:
         """The frame looked at that is nearest to each time, from 0."""
-        own = np.asarray(self._opened()["seconds"][self._span(row)], np.float64)  # (F,)
-        return np.searchsorted((own[1:] + own[:-1]) / 2, np.asarray(times, np.float64))
+        return nearest(self._opened()["seconds"][self._span(row)], times)
+
+    def _write(self, files: Sequence[Path], folder: Path) -> dict[str, object]:
+        origin = shared_origin(_KIND, [_schema(file) for file in files], files)
+        paths: list[str] = []
+        failed: list[tuple[str, str]] = []
+        parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _ARRAYS}
+        known: dict[str, Path] = {}
+        with (folder / "packed.bin").open("wb") as packed:
+            for file in files:
+                for row in _rows(file):
+                    name = row["path"]
+                    if row["error"] or not row["time"]:
+                        failed.append((name, row["error"] or "none of its frames was looked at"))
+                        continue
+                    if name in known:
+                        raise ValueError(
+                            f"{self.path}: {name} has two rows, in {known[name]} and {file}"
+                        )
+                    known[name] = file
+                    _check(row, file)
+                    paths.append(name)
+                    parts["frames"].append(np.array([len(row["time"])]))
+                    parts["seconds"].append(np.array(row["time"], np.float32))
+                    parts["areas"].append(np.array(row["area"], np.uint32))
+                    parts["sizes"].append(np.array([[row["height"], row["width"]]]))
+                    parts["bytes"].append(np.array([len(row["masks"])]))
+                    packed.write(row["masks"])
+            if not paths:
+                raise ValueError(f"{self.path} holds no video that was looked at; {_HOW}")
+            packed.write(b"\0")  # an empty file cannot be mapped
+        for name, arrays in parts.items():
+            array = np.concatenate(arrays)
+            if name in ("frames", "bytes"):
+                array = np.concatenate([[0], np.cumsum(array)])
+            np.save(folder / f"{name}.npy", array)
+        names, errors = zip(*failed, strict=True) if failed else ((), ())
+        columns = {"path": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
+        self._note(folder, pa.array(paths, pa.string()), pa.table(columns))
+        side = int(np.concatenate(parts["sizes"]).min(axis=1).max())
+        return {**origin, "side": side, "videos": len(paths)}
 
     def _opened(self) -> dict[str, npt.NDArray[Any]]:
         if self._arrays is None:
@@ -478,101 +432,11 @@ class TubeFile:
             }
             packed = self._folder / "packed.bin"
             self._arrays["packed"] = np.memmap(packed, np.uint8, mode="r")
-        return self._arrays
-
-    def _example(self) -> str:
-        return str(pq.read_table(self._folder / "paths.parquet").column("path")[0].as_py())
-
-    def _why(self, names: Sequence[str]) -> str:
-        failed = pq.read_table(self._folder / "failed.parquet")
-        known = dict(zip(*(failed.column(c).to_pylist() for c in ("path", "error")), strict=True))
-        lines = [f"  {name}: {known.get(name, 'not in the file')}" for name in names[:_NAMED]]
-        more = [f"  and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-        return "\n".join(lines + more)
+        arrays: dict[str, npt.NDArray[Any]] = self._arrays
+        return arrays
 
 
 _ARRAYS = ("frames", "seconds", "areas", "sizes", "bytes")
-
-
-def _names(manifest: Manifest) -> list[str]:
-    return [video_name(path, manifest.root) for path in manifest.table.column("path").to_pylist()]
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(path.glob("*.parquet"))
-        if not found:
-            raise FileNotFoundError(f"no *.parquet in the folder {path}; {_HOW}")
-        return found
-    if not path.is_file():
-        raise FileNotFoundError(f"no tube file {path}: {_JOB} makes one")
-    return [path]
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Names the cached arrays by the files' paths, sizes and times of modification."""
-    digest = hashlib.blake2b(_CACHE.encode(), digest_size=16)
-    for file in files:
-        found = file.stat()
-        digest.update(repr((str(file.absolute()), found.st_size, found.st_mtime_ns)).encode())
-    return digest.hexdigest()
-
-
-def _build(files: Sequence[Path], path: Path, folder: Path) -> None:
-    """Checks the files and writes their arrays: the whole folder, or nothing."""
-    metadata = _metadata(files)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tubes-"))
-    try:
-        about = {**metadata, **_write(files, path, temporary)}
-        (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "about.json").is_file():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write(files: Sequence[Path], path: Path, folder: Path) -> dict[str, int]:
-    """The arrays of all videos looked at, in the order of the files."""
-    paths: list[str] = []
-    failed: list[tuple[str, str]] = []
-    parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _ARRAYS}
-    known: dict[str, Path] = {}
-    with (folder / "packed.bin").open("wb") as packed:
-        for file in files:
-            for row in _rows(file):
-                name = row["path"]
-                if row["error"] or not row["time"]:
-                    failed.append((name, row["error"] or "none of its frames was looked at"))
-                    continue
-                if name in known:
-                    raise ValueError(f"{path}: {name} has two rows, in {known[name]} and {file}")
-                known[name] = file
-                _check(row, file)
-                paths.append(name)
-                parts["frames"].append(np.array([len(row["time"])]))
-                parts["seconds"].append(np.array(row["time"], np.float32))
-                parts["areas"].append(np.array(row["area"], np.uint32))
-                parts["sizes"].append(np.array([[row["height"], row["width"]]]))
-                parts["bytes"].append(np.array([len(row["masks"])]))
-                packed.write(row["masks"])
-        if not paths:
-            raise ValueError(f"{path} holds no video that was looked at; {_HOW}")
-        packed.write(b"\0")  # an empty file cannot be mapped
-    for name, arrays in parts.items():
-        array = np.concatenate(arrays)
-        if name in ("frames", "bytes"):
-            array = np.concatenate([[0], np.cumsum(array)])
-        np.save(folder / f"{name}.npy", array)
-    pq.write_table(pa.table({"path": pa.array(paths, pa.string())}), folder / "paths.parquet")
-    names, errors = zip(*failed, strict=True) if failed else ((), ())
-    columns = {"path": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
-    pq.write_table(pa.table(columns), folder / "failed.parquet")
-    side = int(np.concatenate(parts["sizes"]).min(axis=1).max())
-    return {"side": side, "videos": len(paths)}
 
 
 def _check(row: Mapping[str, Any], file: Path) -> None:
@@ -650,22 +514,8 @@ def _check_columns(schema: pa.Schema, file: Path) -> None:
             raise ValueError(f"{file}: column {name} holds {kind}, not {meant}. {_HOW}")
 
 
-def _metadata(files: Sequence[Path]) -> dict[str, object]:
-    """Source and parameters, which all files must share."""
-    found = []
-    for file in files:
-        try:
-            known = pq.read_schema(file).metadata or {}
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is not a whole Parquet file ({error}); {_HOW}") from error
-        version = known.get(_FORMAT_KEY, FORMAT.encode()).decode()
-        if version != FORMAT:
-            raise ValueError(f"{file}: tube format {version}; this version reads {FORMAT}")
-        source = known.get(_SOURCE_KEY, b"unknown").decode()
-        found.append({"source": source, "parameters": json.loads(known.get(_PARAMETERS_KEY, "{}"))})
-        if found[-1] != found[0]:
-            raise ValueError(
-                f"{file} and {files[0]} were made in different ways ({found[-1]} and {found[0]}): "
-                "keep them in folders of their own"
-            )
-    return found[0]
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is not a whole Parquet file ({error}); {_HOW}") from error

@@ -10,9 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from lightning_vssl.data.boxes import VideoBoxes, box_metadata, box_table, video_name
+from lightning_vssl.data.boxes import VideoBoxes, box_metadata, box_table
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.manifest import Manifest
+from lightning_vssl.data.video_files import video_name
 from lightning_vssl.data.whole import Record, Span, Work
 from lightning_vssl.jobs.base import Job
 from lightning_vssl.proposals.base import Proposals

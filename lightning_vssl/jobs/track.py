@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_vssl.data.atomic import whole_file
-from lightning_vssl.data.boxes import video_name
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.manifest import Manifest
 from lightning_vssl.data.synthetic_files import encode, h264
 from lightning_vssl.data.tubes import Tube, shrink_masks, tube_metadata, tube_table, unpack_masks
+from lightning_vssl.data.video_files import video_name
 from lightning_vssl.data.whole import Record, Span, Work
 from lightning_vssl.jobs.base import Job
 from lightning_vssl.jobs.boxes import BoxFrames

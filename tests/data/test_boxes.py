@@ -15,13 +15,13 @@ from lightning_vssl.data.boxes import (
     VideoBoxes,
     box_table,
     cut_boxes,
-    video_name,
     write_boxes,
 )
 from lightning_vssl.data.clips import ClipPair, UniformClips
 from lightning_vssl.data.dataset import VideoDataset
 from lightning_vssl.data.manifest import Entry, Manifest, build_manifest
 from lightning_vssl.data.synthetic import make_demo
+from lightning_vssl.data.video_files import video_name
 from lightning_vssl.data.windows import RandomResizedCrop, ThreeCrops, WholeFrame
 
 NAN = float("nan")
