@@ -43,6 +43,7 @@ from drawn import (
     fit,
     floors,
     grey_views,
+    keep,
     knn,
     plain_grey,
     print_columns,
@@ -240,7 +241,7 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
         found[f"motion, {name}"] = knn(one, other, train.motions, test.motions)
 
     def measure(name: str, method: nn.Module) -> None:
-        method.eval()
+        keep(options.save, name, seed, method.eval().backbone)
         top1(name, encode(method, known["video"]), encode(method, asked["video"]))
         maps = [local_maps(method, views[:, clip]) for clip in (0, -1)]
         found[f"regions, {name}"] = retrieval(*maps, boxes)
@@ -283,6 +284,7 @@ def main() -> None:
     parser.add_argument("--colour", type=float, default=0.6)
     parser.add_argument("--blur", type=float, default=0.1)
     parser.add_argument("--local-weight", type=float, default=0.1)
+    parser.add_argument("--save", type=Path, help="folder to keep the networks in")
     parser.add_argument("--out", type=Path, help="write all numbers there as JSON")
     options = parser.parse_args()
 

@@ -9,6 +9,7 @@ places and how they move are all there is, once views have lost their colour, to
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_vssl.augment.views import VideoViews
 from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.backbones.weights import build_backbone
 from lightning_vssl.data.clips import Clips, TrackedClips
 from lightning_vssl.data.sampler import KeyedSampler
 from lightning_vssl.data.synthetic_scenes import Split, draw
@@ -279,6 +281,22 @@ def fit(method: nn.Module, data: DrawnVideos, steps: int) -> nn.Module:
     )
     trainer.fit(method, data)
     return method.eval()
+
+
+def keep(folder: Path | None, name: str, seed: int, backbone: Backbone) -> None:
+    """Stores a network, for `kept`; does nothing without a folder."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}-{seed}.pt"
+        torch.save({"config": backbone.config, "state": backbone.state_dict()}, file)
+
+
+def kept(folder: Path, name: str, seed: int) -> Backbone:
+    """Reads a network that `keep` stored."""
+    stored = torch.load(folder / f"{name}-{seed}.pt", weights_only=True)
+    backbone = build_backbone(stored["config"])
+    backbone.load_state_dict(stored["state"])
+    return backbone.eval()
 
 
 def knn(known: Tensor, asked: Tensor, labels: Tensor, truth: Tensor) -> float:

@@ -40,6 +40,7 @@ from drawn import (
     fit,
     floors,
     grey_views,
+    keep,
     knn,
     plain_grey,
     print_columns,
@@ -164,9 +165,11 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
     found = {
         "untouched": top1(encode(untouched, known["video"]), encode(untouched, asked["video"]))
     }
+    keep(options.save, "untouched", seed, untouched.backbone)
     chosen = options.variants or list(VARIANTS)
     for name in chosen:
         method = pretrain(options, train, seed, **VARIANTS[name])  # type: ignore[arg-type]
+        keep(options.save, name, seed, method.backbone)
         found[name] = top1(encode(method, known["video"]), encode(method, asked["video"]))
         if name in ("VITO", "VITO, mismatched"):
             own, gauss = attention(method, asked["video"][:, 1:2], masks)
@@ -198,6 +201,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.56, help="stretch that frames are from")
     parser.add_argument("--colour", type=float, default=0.6)
     parser.add_argument("--blur", type=float, default=0.1)
+    parser.add_argument("--save", type=Path, help="folder to keep the networks in")
     parser.add_argument("--out", type=Path, help="write all numbers there as JSON")
     options = parser.parse_args()
 

@@ -44,6 +44,7 @@ from drawn import (
     drawn_videos,
     fit,
     floors,
+    keep,
     knn,
     print_columns,
     print_differences,
@@ -194,6 +195,7 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
     masks = F.interpolate(masks, (SIDE, SIDE), mode="area") > 0.5
 
     def measure(name: str, method: nn.Module) -> None:
+        keep(options.save, name, seed, method.backbone)
         own, blind = grad_cam_iou(method, plain(pairs), masks)
         found[f"IoU, {name}"], found[f"IoU, Gaussian as {name}"] = (
             100 * own,
@@ -244,6 +246,7 @@ def main() -> None:
     parser.add_argument("--momentum", type=float, default=0.9, help="of the key network")
     parser.add_argument("--coverage", type=float, default=0.3, help="mu")
     parser.add_argument("--attention-weight", type=float, default=3.0, help="lambda")
+    parser.add_argument("--save", type=Path, help="folder to keep the networks in")
     parser.add_argument("--out", type=Path, help="write all numbers there as JSON")
     options = parser.parse_args()
 
