@@ -13,6 +13,7 @@ from lightning_vssl.backbones.pytorchvideo_video import (
     YResNet,
 )
 from lightning_vssl.backbones.resnet3d import R3D18, HaraR3D18, R2Plus1D10, R2Plus1D18
+from lightning_vssl.backbones.restride import restride
 from lightning_vssl.backbones.s3dg import S3DG
 from lightning_vssl.backbones.timm_image import TimmNet
 from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
@@ -48,5 +49,6 @@ __all__ = [
     "load_backbone",
     "load_head",
     "load_weights",
+    "restride",
     "sha256",
 ]
