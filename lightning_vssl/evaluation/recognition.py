@@ -2,8 +2,9 @@
 
 The papers' protocols are arguments here and of the data module. CtP (supplement A), RSPNet and
 PreViTS fine-tune and average logits over 10 clips; AVID-CMA, which VITO (A.5) follows, averages
-probabilities; CVRL, which ConST-CL follows, trains a linear layer on frozen features. The
-attentive probe is V-JEPA's (Bardes et al., 2024, section 4).
+probabilities, and VITO pools the frames of an image network in three ways; CVRL, which ConST-CL
+follows, trains a linear layer on frozen features. The attentive probe is V-JEPA's (Bardes et al.,
+2024, section 4).
 """
 
 import copy
@@ -25,6 +26,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.evaluation.base import Batch, Evaluation, Split, pooled
 from lightning_vssl.evaluation.result import as_data
 from lightning_vssl.metrics.accuracy import VideoAccuracy
+from lightning_vssl.nn.temporal_pool import Pooling, TemporalPool, check_pooling
 from lightning_vssl.optim import Schedule, scheduled
 
 Averaging = Literal["logits", "softmax"]
@@ -741,9 +743,12 @@ class AttentiveProbe(Recognition):
 class FineTune(Recognition):
     """The whole network trained with a linear classifier.
 
-    Average over time and space, dropout, one linear layer (CtP, supplement A). A test right after
-    training uses the weights of the last epoch, as CtP and VITO do; PreViTS and RSPNet report the
-    best epoch on the test split: test the checkpoint of the best ``val/top1`` for that.
+    Average over time and space, dropout, one linear layer (CtP, supplement A). An image network
+    sees every frame by itself, and its frames may be pooled otherwise (VITO, A.5).
+
+    A test right after training uses the weights of the last epoch, as CtP and VITO do; PreViTS and
+    RSPNet report the best epoch on the test split: test the checkpoint of the best ``val/top1`` for
+    that.
 
     Args:
         optimizer: Makes the optimiser. CtP: SGD, learning rate 0.01, momentum 0.9, weight decay
@@ -756,6 +761,10 @@ class FineTune(Recognition):
         head_epochs: Epochs at the start in which only the classifier is trained, at the
             optimiser's own learning rate (AVID-CMA's warm-up of the classifier); the schedule
             begins after them. They count in ``trainer.max_epochs``.
+        pooling: How the frames of a clip become one vector. ``average`` is the mean over time and
+            space, for any network. ``multiscale`` and ``multiscale_attention`` are for image
+            networks and clips of an even number of frames: both of the last two stages, the earlier
+            one over each half of the clip; see `lightning_vssl.nn.temporal_pool`.
         averaging: How a video's score comes from its clips; see `average_clips`. CtP, RSPNet and
             PreViTS: ``logits``; AVID-CMA and VITO: ``softmax``.
         num_classes: Number of classes; None takes the data module's.
@@ -765,7 +774,8 @@ class FineTune(Recognition):
         paper: The paper's numbers, for instance ``{"top1": 88.4}``.
 
     Raises:
-        ValueError: On values out of range, or if both ``backbone`` and ``weights`` are None.
+        ValueError: On values out of range, if both ``backbone`` and ``weights`` are None, or if a
+            pooling for frames meets a network over time and space.
     """
 
     def __init__(
@@ -778,6 +788,7 @@ class FineTune(Recognition):
         dropout: float = 0.5,
         init_std: float = 0.001,
         head_epochs: int = 0,
+        pooling: Pooling = "average",
         averaging: Averaging = "logits",
         num_classes: int | None = None,
         view: nn.Module | None = None,
@@ -788,6 +799,7 @@ class FineTune(Recognition):
         _check_dropout(dropout)
         if head_epochs < 0:
             raise ValueError(f"head_epochs must be 0 or more, got {head_epochs}")
+        check_pooling(pooling)
         if schedule is not None and head_epochs > 0:
             schedule = Late(schedule, head_epochs)
         super().__init__(
@@ -805,18 +817,52 @@ class FineTune(Recognition):
             clips_at_once=clips_at_once,
             paper=paper,
         )
+        if pooling != "average" and self.backbone.dims == 3:
+            raise ValueError(
+                f"pooling={pooling} is for the frames of an image network, and "
+                f"{type(self.backbone).__name__} is one over time and space: leave it at average"
+            )
+        self.pooling: Pooling = pooling
         self.init_std = init_std
         self.head_epochs = head_epochs
         self.dropout = nn.Dropout(dropout)
 
     def make_head(self, num_classes: int) -> nn.Module:
-        """A linear layer."""
-        return _linear(self.backbone.num_features, num_classes, self.init_std)
+        """A linear layer, behind the pooling of frames where that is not the plain average."""
+        if self.pooling == "average":
+            return _linear(self.backbone.num_features, num_classes, self.init_std)
+        early, late = (self.backbone.stage_channels[name] for name in self.backbone.stages[-2:])
+        pool = TemporalPool(early, late, self.pooling)
+        return nn.Sequential(
+            pool,
+            nn.Dropout(self.dropout.p),
+            _linear(pool.out_features, num_classes, self.init_std),
+        )
 
     def represent(self, views: Tensor) -> Tensor:
-        """Pooled features, (B*V, D)."""
+        """Pooled features, (B*V, D); for the poolings of frames both scales, (B*V, T, D)."""
+        if self.pooling != "average":
+            return self.frame_vectors(views)
         feature: Tensor = self.dropout(pooled(self.feature_maps(views)))
         return feature
+
+    def frame_vectors(self, views: Tensor) -> Tensor:
+        """Both of the last two stages' maps of every frame, averaged over space.
+
+        Args:
+            views: Normalised clips, (B, V, 3, T, H, W).
+
+        Returns:
+            The earlier stage's channels, then the last one's, (B*V, T, D) float32.
+        """
+        clips = views.flatten(0, 1).transpose(1, 2)  # (B*V, T, 3, H, W)
+        together = len(clips) if self.training else self.clips_at_once or len(clips)
+        vectors = []
+        for part in clips.split(together):
+            maps = self.backbone.features(part.flatten(0, 1), self.backbone.stages[-2:])
+            scales = [pooled(one[:, :, None]) for one in maps.values()]  # each (N*T, C)
+            vectors.append(torch.cat(scales, dim=1).unflatten(0, part.shape[:2]))
+        return torch.cat(vectors)
 
     def groups(self) -> list[dict[str, object]]:
         """Parameter groups of the optimiser: the backbone, and the classifier."""
@@ -833,7 +879,10 @@ class FineTune(Recognition):
         return {
             **super().protocol(),
             "head": "linear",
-            "feature": "global average of the last map",
+            "feature": "global average of the last map"
+            if self.pooling == "average"
+            else f"last two maps averaged over space, frames by {self.pooling}",
+            "pooling": self.pooling,
             "dropout": self.dropout.p,
             "head_epochs": self.head_epochs,
         }
