@@ -12,20 +12,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+Pooled = Literal["mean", "max"]
+
+PLACE = 16
+"""Numbers that say where a voxel is: 8 of its frame and 8 of its row and column."""
+
 _BINS = 4  # per side and region
 
 
-def pool_regions(maps: Tensor, boxes: Tensor) -> Tensor:
+def pool_regions(maps: Tensor, boxes: Tensor, pooled: Pooled = "mean") -> Tensor:
     """Pools the regions of single feature maps by RoIAlign (section 3.1).
 
-    4 x 4 bins, each the bilinear sample at its centre, averaged. A voxel's value stands at its
-    integer coordinate, so a box from 0 to 1 runs from the centre of the first voxel to one voxel
-    beyond the centre of the last, where values repeat the last: the convention of the authors'
-    code, which no region falls short of a voxel in.
+    4 x 4 bins, each the bilinear sample at its centre, then their mean or maximum. A voxel's value
+    stands at its integer coordinate, so a box from 0 to 1 runs from the centre of the first voxel
+    to one voxel beyond the centre of the last, where values repeat the last: the convention of the
+    authors' code, which no region falls short of a voxel in.
 
     Args:
         maps: One map per video, (B, C, H, W).
         boxes: Corners xyxy as shares of the map's width and height, (B, N, 4); finite.
+        pooled: What is taken of a region's bins: the ``mean`` to pretrain, the ``max`` in the
+            action transformer.
 
     Returns:
         (B, N, C).
@@ -46,7 +53,8 @@ def pool_regions(maps: Tensor, boxes: Tensor) -> Tensor:
     video = torch.arange(batch, device=boxes.device, dtype=maps.dtype).repeat_interleave(count)
     rois = torch.cat([video[:, None], corners], dim=1)  # (B*N, 5)
     bins: Tensor = roi_align(maps, rois, (_BINS, _BINS), sampling_ratio=1, aligned=True)
-    return bins.mean((2, 3)).view(batch, count, -1)
+    vectors = bins.amax((2, 3)) if pooled == "max" else bins.mean((2, 3))
+    return vectors.view(batch, count, maps.shape[1])
 
 
 def context_frames(frames: int, length: int) -> list[int]:
@@ -99,6 +107,101 @@ class _Unit(nn.Module):
         return out
 
 
+def encoding(coordinates: int) -> nn.Sequential:
+    """A small network from coordinates in voxels to 8 numbers."""
+    return nn.Sequential(nn.Linear(coordinates, 4), nn.ReLU(), nn.Linear(4, PLACE // 2))
+
+
+def placed(maps: Tensor, when: nn.Module, where: nn.Module) -> Tensor:
+    """Puts beside every voxel's channels which frame and which place of the map it is.
+
+    Args:
+        maps: (B, C, T, H, W).
+        when: Encodes a frame, counted from the middle of the map; see `encoding`.
+        where: Encodes a row and a column, counted from the middle of the map.
+
+    Returns:
+        (B, C + 16, T, H, W).
+    """
+    frames, height, width = maps.shape[-3:]
+
+    def centred(n: int) -> Tensor:
+        return torch.arange(n, device=maps.device, dtype=maps.dtype) - (n - 1) / 2
+
+    t, y, x = centred(frames), centred(height), centred(width)
+    times = when(t[:, None])[:, None, None].expand(frames, height, width, -1)
+    places = where(torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1))
+    position = torch.cat([times, places[None].expand(frames, -1, -1, -1)], dim=-1)
+    position = position.movedim(-1, 0).to(maps.dtype)  # (16, T, H, W)
+    return torch.cat([maps, position[None].expand(len(maps), -1, -1, -1, -1)], dim=1)
+
+
+class AttentionLayers(nn.ModuleList):
+    """Layers of independent attention units, side by side: ConST-CL's and its action transformer's.
+
+    Each unit ("head") is a cross-attention of its own width, with no attention among the queries;
+    the units' outputs are put side by side and meet the same memory in the next layer.
+
+    Args:
+        query: Width of the queries.
+        memory: Width of the memory's tokens.
+        hidden: Width of a unit.
+        layers: Layers.
+        heads: Units of a layer.
+        activation: Of the units' MLP, ``gelu`` or ``relu``.
+        dropout: Share dropped of the attention and of a unit's output, in [0, 1).
+
+    Attributes:
+        out_features: Width of the result, ``heads * hidden``.
+
+    Raises:
+        ValueError: If an argument is none of those.
+    """
+
+    def __init__(
+        self,
+        query: int,
+        memory: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        activation: Literal["gelu", "relu"],
+        dropout: float,
+    ) -> None:
+        if min(query, memory, hidden, layers, heads) < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "channels, hidden, layers and heads must be at least 1 and dropout in [0, 1); got "
+                f"{query}, {hidden}, {layers}, {heads} and {dropout}"
+            )
+        if activation not in ("gelu", "relu"):
+            raise ValueError(f"activation must be 'gelu' or 'relu', got {activation!r}")
+        self.out_features = heads * hidden
+        super().__init__(
+            nn.ModuleList(
+                _Unit(
+                    width, memory, hidden, nn.GELU() if activation == "gelu" else nn.ReLU(), dropout
+                )
+                for _ in range(heads)
+            )
+            for width in (query, *[self.out_features] * (layers - 1))
+        )
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Lets queries look at a memory.
+
+        Args:
+            x: (B, N, query).
+            memory: (B, M, memory).
+
+        Returns:
+            (B, N, heads * hidden).
+        """
+        for layer in self:
+            units = cast(nn.ModuleList, layer)
+            x = torch.cat([unit(x, memory) for unit in units], dim=-1)
+        return x
+
+
 class RegionDecoder(nn.Module):
     """ConST-CL's projection g(h, F'): a region's feature, rebuilt from another view's context.
 
@@ -135,30 +238,22 @@ class RegionDecoder(nn.Module):
         position: Literal["memory", "query_and_memory"] = "memory",
     ) -> None:
         super().__init__()
-        if min(channels, hidden, layers, heads) < 1 or not 0 <= dropout < 1:
-            raise ValueError(
-                "channels, hidden, layers and heads must be at least 1 and dropout in [0, 1); got "
-                f"{channels}, {hidden}, {layers}, {heads} and {dropout}"
-            )
-        if activation not in ("gelu", "relu"):
-            raise ValueError(f"activation must be 'gelu' or 'relu', got {activation!r}")
         if position not in ("memory", "query_and_memory"):
             raise ValueError(f"position must be 'memory' or 'query_and_memory', got {position!r}")
         self.places_queries = position == "query_and_memory"
-        self.when = _encoding(1)
-        self.where = _encoding(2)
-        memory = channels + 16
-        widths = [memory if self.places_queries else channels, *[heads * hidden] * (layers - 1)]
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                _Unit(
-                    width, memory, hidden, nn.GELU() if activation == "gelu" else nn.ReLU(), dropout
-                )
-                for _ in range(heads)
-            )
-            for width in widths
+        self.when = encoding(1)
+        self.where = encoding(2)
+        memory = channels + PLACE
+        self.layers = AttentionLayers(
+            memory if self.places_queries else channels,
+            memory,
+            hidden,
+            layers,
+            heads,
+            activation,
+            dropout,
         )
-        self.output = nn.Linear(heads * hidden, channels)
+        self.output = nn.Linear(self.layers.out_features, channels)
 
     def forward(self, regions: Tensor, context: Tensor, centres: Tensor) -> Tensor:
         """Rebuilds regions of one view as they are in another.
@@ -171,7 +266,7 @@ class RegionDecoder(nn.Module):
         Returns:
             (B, N, C), not normalised.
         """
-        memory = self._memory(context)  # (B, T*H*W, C + 16)
+        memory = placed(context, self.when, self.where).flatten(2).transpose(1, 2)
         x = regions
         if self.places_queries:
             height, width = context.shape[-2:]
@@ -179,28 +274,5 @@ class RegionDecoder(nn.Module):
             place = place - place.new_tensor([(height - 1) / 2, (width - 1) / 2])
             now = self.when(place.new_zeros(*place.shape[:2], 1).to(x))
             x = torch.cat([x, now, self.where(place.to(x))], dim=-1)
-        for layer in self.layers:
-            units = cast(nn.ModuleList, layer)
-            x = torch.cat([unit(x, memory) for unit in units], dim=-1)  # (B, N, heads * hidden)
-        out: Tensor = self.output(x)
+        out: Tensor = self.output(self.layers(x, memory))
         return out
-
-    def _memory(self, context: Tensor) -> Tensor:
-        """Every voxel as a token, with its frame and its place beside its channels."""
-        frames, height, width = context.shape[-3:]
-
-        def centred(n: int) -> Tensor:
-            return torch.arange(n, device=context.device, dtype=context.dtype) - (n - 1) / 2
-
-        t, y, x = centred(frames), centred(height), centred(width)
-        when = self.when(t[:, None])[:, None, None].expand(frames, height, width, -1)
-        where = self.where(torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1))
-        where = where[None].expand(frames, -1, -1, -1)
-        position = torch.cat([when, where], dim=-1).flatten(0, 2)  # (T*H*W, 16)
-        tokens = context.flatten(2).transpose(1, 2)  # (B, T*H*W, C)
-        position = position.to(tokens.dtype)[None].expand(len(tokens), -1, -1)
-        return torch.cat([tokens, position], dim=-1)
-
-
-def _encoding(coordinates: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(coordinates, 4), nn.ReLU(), nn.Linear(4, 8))
