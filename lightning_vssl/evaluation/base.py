@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from lightning_vssl.backbones.weights import (
     stamp,
 )
 from lightning_vssl.evaluation.result import RESULT, as_data, show, write_json
+from lightning_vssl.optim import Schedule
 
 Batch = dict[str, Tensor]
 Split = Literal["validation", "test"]
@@ -181,32 +182,37 @@ class Evaluation(LightningModule):
             progress.increment_ready()
             progress.increment_started()
 
-    def maps(self, views: Tensor) -> Tensor:
+    def maps(self, views: Tensor, stage: str | None = None) -> Tensor:
         """Runs the backbone on every clip, frame by frame if it is an image network.
 
         Args:
             views: Normalised clips, (B, V, 3, T, H, W).
+            stage: Whose maps, one of the backbone's; None for the last.
 
         Returns:
-            Maps of the last stage, (B, V, C, T', H', W').
+            Maps of the stage, (B, V, C, T', H', W').
         """
         clips = views.flatten(0, 1)  # (B*V, 3, T, H, W)
         step = clips.shape[0]
         if self.clips_at_once is not None and not self.training:
             step = self.clips_at_once
-        parts = [self._forward(clips[i : i + step]) for i in range(0, clips.shape[0], step)]
+        parts = [self._forward(clips[i : i + step], stage) for i in range(0, len(clips), step)]
         maps = torch.cat(parts)
         return maps.reshape(*views.shape[:2], *maps.shape[1:])  # (B, V, C, T', H', W')
 
-    def _forward(self, clips: Tensor) -> Tensor:
+    def _forward(self, clips: Tensor, stage: str | None) -> Tensor:
         """(N, 3, T, H, W) -> (N, C, T', H', W')."""
-        maps: Tensor
         if self.backbone.dims == 3:
-            maps = self.backbone(clips)
-            return maps
+            return self._stage(clips, stage)
         frames = clips.transpose(1, 2)  # (N, T, 3, H, W)
-        maps = self.backbone(frames.flatten(0, 1))  # (N*T, C, H', W')
+        maps = self._stage(frames.flatten(0, 1), stage)  # (N*T, C, H', W')
         return maps.reshape(*frames.shape[:2], *maps.shape[1:]).transpose(1, 2)
+
+    def _stage(self, pixels: Tensor, stage: str | None) -> Tensor:
+        if stage is not None:
+            return self.backbone.features(pixels, (stage,))[stage]
+        maps: Tensor = self.backbone(pixels)
+        return maps
 
     def labels(self, batch: Batch) -> Tensor:
         """Classes of the batch's videos, (B,) int64.
@@ -280,6 +286,41 @@ class Evaluation(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keeps the checkpoint readable with ``weights_only=True`` and ready for export."""
         stamp(checkpoint, method=self.method, backbone=self.backbone)
+
+
+def training_arguments(
+    trainer: Trainer, schedule: Schedule | None, augment: nn.Module | None
+) -> dict[str, object]:
+    """How an evaluation is trained, stored beside its number.
+
+    Args:
+        trainer: The run, its optimiser made.
+        schedule: Of the learning rate.
+        augment: What makes the views of training.
+
+    Returns:
+        Plain data.
+    """
+    optimizer = trainer.optimizers[0]
+    defaults = {
+        name: value
+        for name, value in optimizer.defaults.items()
+        if value is not None and value is not False
+    }
+    noted = as_data(
+        {
+            "optimizer": {"class": type(optimizer).__name__, **defaults},
+            "schedule": schedule,
+            "augment": augment,
+            "epochs": trainer.max_epochs,
+            "steps": trainer.max_steps,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "precision": str(trainer.precision),
+            "processes": trainer.world_size,
+        }
+    )
+    return noted if isinstance(noted, dict) else {}
 
 
 def data_arguments(module: LightningDataModule | None) -> dict[str, object]:

@@ -23,8 +23,13 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from lightning_vssl.backbones.base import Backbone
-from lightning_vssl.evaluation.base import Batch, Evaluation, Split, pooled
-from lightning_vssl.evaluation.result import as_data
+from lightning_vssl.evaluation.base import (
+    Batch,
+    Evaluation,
+    Split,
+    pooled,
+    training_arguments,
+)
 from lightning_vssl.metrics.accuracy import VideoAccuracy
 from lightning_vssl.nn.temporal_pool import Pooling, TemporalPool, check_pooling
 from lightning_vssl.optim import Schedule, scheduled
@@ -280,25 +285,7 @@ class Recognition(Evaluation):
                 f"{len(self.settings)} classifiers need a validation set to choose by: give the "
                 "data module one (and limit_val_batches above 0), or one learning rate"
             )
-        optimizer = trainer.optimizers[0]
-        defaults = {
-            name: value
-            for name, value in optimizer.defaults.items()
-            if value is not None and value is not False
-        }
-        noted = as_data(
-            {
-                "optimizer": {"class": type(optimizer).__name__, **defaults},
-                "schedule": self.schedule,
-                "augment": self.augment,
-                "epochs": trainer.max_epochs,
-                "accumulate_grad_batches": trainer.accumulate_grad_batches,
-                "gradient_clip_val": trainer.gradient_clip_val,
-                "precision": str(trainer.precision),
-                "processes": trainer.world_size,
-            }
-        )
-        self._training = noted if isinstance(noted, dict) else {}
+        self._training = training_arguments(trainer, self.schedule, self.augment)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum over the classifiers of the mean cross-entropy over clips."""
