@@ -25,9 +25,11 @@ from lightning_vssl.nn.grad_cam import (
     explain_layer,
     guided_grad_cam,
     guided_gradients,
+    key_foreground,
+    likeness_cam,
     resize_cam,
 )
-from lightning_vssl.nn.recompute import frozen_statistics
+from lightning_vssl.nn.recompute import norms_by_batch
 from lightning_vssl.tracking.segmenter import read_labels
 
 Asked = Literal["predicted", "label"]
@@ -77,20 +79,6 @@ def _evaluating(module: nn.Module) -> Iterator[torch.device]:
             part.training = training
 
 
-@contextmanager
-def _norms_by_batch(module: nn.Module) -> Iterator[None]:
-    """Batch norms of a module in eval mode normalise by the batch for a while, noting nothing."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.train()
-    try:
-        with frozen_statistics(module):
-            yield
-    finally:
-        for norm in norms:
-            norm.eval()
-
-
 def own_score(pooled: Tensor) -> Tensor:
     """Half the squared length of features (B, C): a score for networks without classes, (B,).
 
@@ -121,21 +109,6 @@ def backbone_cams(backbone: Backbone, clips: Tensor) -> tuple[Tensor, Tensor]:
         cams.append(large[0] if backbone.dims == 3 else large)
         products.append(product[0] if backbone.dims == 3 else product.transpose(0, 1))
     return torch.stack(cams), torch.stack(products)
-
-
-def key_foreground(views: Tensor, mask: Tensor) -> Tensor:
-    """The object alone: everything else becomes the mean colour (PreViTS, section 3.3).
-
-    Args:
-        views: Normalised, (B, 3, T, H, W).
-        mask: (B, T, h, w), or (B, 1, h, w) for all frames: 0 background, 255 void, else object.
-
-    Returns:
-        Of the shape of ``views``.
-    """
-    there = ((mask != 0) & (mask != _VOID)).to(views.dtype)
-    large = F.interpolate(there, size=views.shape[-2:], mode="nearest-exact")
-    return views * large[:, None]
 
 
 def _shown_times(frames: int, count: int) -> list[int]:
@@ -308,7 +281,7 @@ def _asked_for(
     """The head of queries, and the codes (K, D) of keys (K, 3, T, H, W); see `match_cams`."""
     if backbone.dims == 2:
         keys = keys[:, :, keys.shape[2] // 2]
-    with _norms_by_batch(module) if alone else nullcontext():
+    with norms_by_batch(module) if alone else nullcontext():
         if isinstance(module, HasKeys):
             draws = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
             codes = module.encode_keys(keys, draws, 0)[module.heads.index("projector")]
@@ -325,11 +298,7 @@ def _query_maps(backbone: Backbone, query: Tensor) -> Tensor:
 
 def _likeness(maps: Tensor, head: nn.Module, codes: Tensor, size: tuple[int, ...]) -> Tensor:
     """Where maps speak for their likeness to codes (P, D): (P, H, W) in the middle frame."""
-
-    def score(pooled: Tensor) -> Tensor:
-        return (F.normalize(head(pooled), dim=1) * codes.clone()).sum(1)
-
-    cam, _ = explain(maps, score)
+    cam = likeness_cam(maps, head, codes)
     whole = cam if cam.dim() == 4 else cam[:, None]  # (P, T', h, w)
     return resize_cam(whole, size)[:, size[0] // 2]
 

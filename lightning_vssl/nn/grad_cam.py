@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+_VOID = 255
+
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -239,6 +241,39 @@ def resize_cam(cam: Tensor, size: tuple[int, ...]) -> Tensor:
         )
     mode = "bilinear" if len(size) == 2 else "trilinear"
     return F.interpolate(_wide(cam)[:, None], size=size, mode=mode, align_corners=False)[:, 0]
+
+
+def key_foreground(views: Tensor, mask: Tensor) -> Tensor:
+    """The object alone: everything else becomes the mean colour (PreViTS, section 3.3).
+
+    Args:
+        views: Normalised, (B, 3, T, H, W).
+        mask: (B, T, h, w), or (B, 1, h, w) for all frames: 0 background, 255 void, else object.
+
+    Returns:
+        Of the shape of ``views``.
+    """
+    there = ((mask != 0) & (mask != _VOID)).to(views.dtype)
+    large = F.interpolate(there, size=views.shape[-2:], mode="nearest-exact")
+    return views * large[:, None]
+
+
+def likeness_cam(maps: Tensor, head: nn.Module, codes: Tensor) -> Tensor:
+    """Where queries speak for their likeness to a key each (PreViTS, section 4.5); see `explain`.
+
+    Args:
+        maps: Of the queries, (B, C, *S).
+        head: From pooled features (B, C) to (B, D), in eval mode.
+        codes: Unit vectors of the keys, (B, D), or (1, D) for all queries.
+
+    Returns:
+        Grad-CAM of the cosine of the head's output and the code, (B, *S).
+    """
+
+    def score(pooled: Tensor) -> Tensor:
+        return (F.normalize(head(pooled), dim=1) * codes.clone()).sum(1)
+
+    return explain(maps, score)[0]
 
 
 class _GuidedReLU(torch.autograd.Function):

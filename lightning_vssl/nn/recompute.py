@@ -37,6 +37,24 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(count)
 
 
+@contextmanager
+def norms_by_batch(module: nn.Module) -> Iterator[None]:
+    """Within it, batch norms of a module in eval mode normalise by the batch, and note nothing.
+
+    Args:
+        module: Holds the batch norms, which are back in eval mode afterwards.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+    try:
+        with frozen_statistics(module):
+            yield
+    finally:
+        for norm in norms:
+            norm.eval()
+
+
 def recompute(module: nn.Module, function: Callable[..., Out], *inputs: Tensor) -> Out:
     """Calls a function without keeping its activations (Chen et al. 2016).
 

@@ -24,11 +24,11 @@ from lightning_vssl.callbacks.grad_cam import (
     draw_cams,
     draw_object_tracks,
     draw_two_objects,
-    key_foreground,
     match_cams,
     track_cams,
 )
 from lightning_vssl.evaluation.recognition import FineTune, LinearProbe
+from lightning_vssl.nn.grad_cam import key_foreground
 from tests.callbacks.parts import TinyBackbone
 from tests.evaluation.small import OneLayer, Tensors, trainer, videos
 from tests.methods.momentum import augmented, small

@@ -17,6 +17,7 @@ from lightning_vssl.nn.grad_cam import (
     grad_cam,
     guided_grad_cam,
     guided_gradients,
+    likeness_cam,
     minmax_cam,
     resize_cam,
 )
@@ -320,3 +321,20 @@ def test_refused() -> None:
         explain(torch.rand(2, 3), lambda x: x.sum(1))
     with pytest.raises(ValueError, match="score must give"):
         guided_gradients(torch.rand(2, 3, 4, 4), lambda x: x)
+
+
+def test_the_cam_of_a_likeness_is_that_of_the_cosine_by_double_backward() -> None:
+    torch.manual_seed(1)
+    maps = torch.rand(BATCH, CHANNELS, 3, 4, dtype=torch.float64)
+    head = HEADS["mlp"]().double().eval()
+    codes = F.normalize(torch.randn(BATCH, DIM, dtype=torch.float64), dim=1)
+    own = maps.clone().requires_grad_()
+    cosine = F.cosine_similarity(head(own.mean((2, 3))), codes, dim=1)
+    slopes = torch.autograd.grad(cosine.sum(), own)[0].mean((2, 3))
+    wanted = (maps * slopes[:, :, None, None]).sum(1).clamp(min=0)
+    with torch.inference_mode():  # where a test step runs
+        found = likeness_cam(maps, head, codes * 1.0)
+        one = likeness_cam(maps[:1], head, codes[:1])
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(one, wanted[:1])
+    assert wanted.count_nonzero() > 0

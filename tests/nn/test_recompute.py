@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_vssl.nn.recompute import in_parts, recompute
+from lightning_vssl.nn.recompute import in_parts, norms_by_batch, recompute
 
 
 def net() -> nn.Sequential:
@@ -106,3 +106,16 @@ def test_the_forward_pass_runs_twice() -> None:
         with _Saved() as seen:
             model.loss(rows(), parts).backward()
         assert seen.products == products
+
+
+def test_norms_by_batch_are_those_of_training_and_leave_no_trace() -> None:
+    model = net().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain, wanted = model(rows()), net().train()(rows())
+    with norms_by_batch(model):
+        found = model(rows())
+    assert torch.equal(found, wanted)
+    assert not torch.allclose(found, plain)
+    assert torch.equal(model(rows()), plain)
+    assert not any(part.training for part in model.modules())
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
