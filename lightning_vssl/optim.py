@@ -126,6 +126,27 @@ class MultiStep(Schedule):
         return factor
 
 
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    """Multiplied by the same factor after every epoch, down to ``final`` at the end of the run.
+
+    Epoch e of E runs at ``final`` ** (e / E): torch's ``ExponentialLR``.
+
+    Attributes:
+        final: Factor that the epoch after the last one would have, above 0.
+    """
+
+    final: float
+
+    def __post_init__(self) -> None:
+        if self.final <= 0:
+            raise ValueError(f"final must be above 0, got {self.final}")
+
+    def factor(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """Gives ``final`` to the share of epochs that are over."""
+        return float(self.final ** (step // steps_per_epoch * steps_per_epoch / total_steps))
+
+
 def lambda_lr(
     optimizer: Optimizer, schedule: Schedule, steps_per_epoch: int, total_steps: int
 ) -> LambdaLR:

@@ -9,6 +9,7 @@ from lightning_vssl.backbones import TimmNet
 from lightning_vssl.optim import (
     Constant,
     Cosine,
+    Geometric,
     MultiStep,
     Schedule,
     lambda_lr,
@@ -57,6 +58,18 @@ def test_cosine_without_warmup_equals_torch():
         theirs.step()
 
 
+def test_geometric_equals_torchs_exponential_epoch_by_epoch():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-2)
+    gamma = (1e-5 / 1e-2) ** (1 / 50)
+    theirs = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+    for epoch in range(50):
+        for step in (7 * epoch, 7 * epoch + 6):
+            found = 1e-2 * Geometric(final=1e-3).factor(step, 7, 350)
+            assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [(0, 1.0), (299, 1.0), (300, 0.1), (599, 0.1), (600, 0.01), (900, 0.01)],
@@ -84,6 +97,7 @@ def test_multistep_warmup_rises_linearly_and_meets_the_milestones(step, expected
         (lambda: Cosine(warmup_steps=100).factor(0, 10, 100), "warmup_steps=100"),
         (lambda: MultiStep(milestones=(60, 30)), "milestones"),
         (lambda: MultiStep(milestones=(30,), gamma=0), "gamma"),
+        (lambda: Geometric(final=0.0), "final"),
         (lambda: MultiStep(milestones=(30,), warmup_steps=-1), "warmup_steps"),
         (lambda: MultiStep(milestones=(30,), warmup_start=3), "warmup_start"),
         (lambda: Cosine(warmup_epochs=10).factor(0, 10, 100), "warmup_epochs"),
