@@ -1,8 +1,8 @@
-"""Built-in videos in the layouts of benchmarks with boxes or masks: DAVIS, OTB, GOT-10k, AVA.
+"""Built-in videos in the layouts of benchmarks with boxes or masks.
 
 Where an object is followed (DAVIS, OTB, GOT-10k) it stays inside the frame and, if there is
-another, is passed over by it. Where boxes are classified (AVA) the frame is a torus, so that labels
-hold.
+another, is passed over by it. So does the actor of JHMDB, whose class is its shape. Where boxes are
+classified by motion (AVA) the frame is a torus, so that labels hold.
 """
 
 import io
@@ -15,7 +15,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import savemat
 
+from lightning_vssl.data.masks import davis_palette
 from lightning_vssl.data.synthetic_files import (
     Layout,
     encode,
@@ -28,18 +30,6 @@ from lightning_vssl.data.synthetic_scenes import MOTIONS, OBJECTS, Drawn, Draws,
 
 _VARIETY = 7
 _LISTS: tuple[tuple[Split, str], ...] = (("train", "train"), ("test", "val"))
-
-
-def davis_palette() -> list[int]:
-    """The official palette: the bits of an id, from the lowest, go to R, G, B from the highest."""
-    palette = []
-    for name in range(256):
-        for channel in range(3):
-            value = 0
-            for bit in range(8):
-                value |= ((name >> (3 * bit + channel)) & 1) << (7 - bit)
-            palette.append(value)
-    return palette
 
 
 @dataclass(frozen=True)
@@ -295,3 +285,64 @@ class AVALayout(Layout):
 
 def _item(number: int, name: str) -> str:
     return f'item {{\n  name: "{name}"\n  id: {number}\n}}'
+
+
+@dataclass(frozen=True)
+class JHMDBLayout(Layout):
+    """JHMDB: frames as PNG, masks of the actor as MATLAB files, lists in which 1 is train, 2 test.
+
+    ``Rename_Images/<class>/<video>/00001.png`` and on, 320 x 240, 15 to 40 frames;
+    ``puppet_mask/<class>/<video>/puppet_mask.mat`` with ``part_mask``; ``splits/<class>_test_split
+    <k>.txt``. The actor is the main object, the class its shape, of which backgrounds say nothing.
+    Of every fifth video the masks end two frames early, as some of the original may. The scenes'
+    test split is that of all folds.
+    """
+
+    name: ClassVar[str] = "jhmdb"
+
+    def _video(self, number: int) -> tuple[str, str]:
+        shape = OBJECTS[self.labels(number)[1]].lower()
+        return shape, f"Demo_(#{number % 7})_{shape}_u_nm_np1_fr_med_{number}"
+
+    def target(self, number: int) -> Path:
+        """Names the folder of the n-th video's masks, which is written last."""
+        name, video = self._video(number)
+        return self.root / "puppet_mask" / name / video
+
+    def write(self, number: int) -> None:
+        """Draws the n-th video and writes frames and masks."""
+        split, index = self.place(number)
+        count = 15 + Draws(self.seed, _VARIETY, number).below(26)
+        drawn = draw(
+            self.seed, index, split, size=(240, 320), frames=count, fps=30.0, borders="bounce"
+        )
+        name, video = self._video(number)
+        frames = ((f"{t:05d}.png", _png(f)) for t, f in enumerate(drawn.frames, start=1))
+        write_folder(self.root / "Rename_Images" / name / video, frames)
+        actor = (drawn.masks == 1).astype(np.uint8).transpose(1, 2, 0)
+        last = len(drawn.frames) - (2 if number % 5 == 4 else 0)
+        write_folder(self.target(number), [("puppet_mask.mat", _mat(actor[..., :last]))])
+
+    def finish(self) -> None:
+        """Writes three lists for each class."""
+        rows: dict[str, list[str]] = {}
+        for number in range(self.videos):
+            name, video = self._video(number)
+            use = 1 if self.place(number)[0] == "train" else 2
+            rows.setdefault(name, []).append(f"{video}.avi {use}")
+        for name, lines in rows.items():
+            for fold in (1, 2, 3):
+                write_lines(self.root / "splits" / f"{name}_test_split{fold}.txt", lines)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _mat(masks: NDArray[np.uint8]) -> bytes:
+    """A MATLAB file of masks, without the date that its header would carry."""
+    buffer = io.BytesIO()
+    savemat(buffer, {"part_mask": masks}, do_compression=True)
+    return b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]

@@ -12,7 +12,13 @@ from typing import Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_vssl.data.synthetic_annotated import AVALayout, DAVISLayout, GOT10kLayout, OTBLayout
+from lightning_vssl.data.synthetic_annotated import (
+    AVALayout,
+    DAVISLayout,
+    GOT10kLayout,
+    JHMDBLayout,
+    OTBLayout,
+)
 from lightning_vssl.data.synthetic_files import Layout, write_lines
 from lightning_vssl.data.synthetic_recognition import (
     DemoLayout,
@@ -38,6 +44,7 @@ LayoutName = Literal[
     "davis",
     "otb",
     "got10k",
+    "jhmdb",
 ]
 
 LAYOUTS: dict[LayoutName, type[Layout]] = {
@@ -53,6 +60,7 @@ LAYOUTS: dict[LayoutName, type[Layout]] = {
     "davis": DAVISLayout,
     "otb": OTBLayout,
     "got10k": GOT10kLayout,
+    "jhmdb": JHMDBLayout,
 }
 """Every layout by its name."""
 

@@ -96,7 +96,7 @@ class HMDB51(VideoDataModule):
         """The videos that the official lists mark for a split."""
         lists = self._folder("testTrainMulti_7030_splits", "test_train_splits", "splits")
         videos = self._folder("videos", "hmdb51_org", ".")
-        classes = _classes(lists)
+        classes = listed_classes(lists)
         files = {lists / f"{name}_test_split{self.split}.txt": "" for name in classes}
         needed = dict.fromkeys(files or [lists], f"test_train_splits.rar of {_PAGE}")
         require_files({**needed, videos: f"hmdb51_org.rar of {_PAGE}"}, "HMDB-51")
@@ -106,7 +106,7 @@ class HMDB51(VideoDataModule):
             entries += [
                 Entry(str(folder / line.rsplit(maxsplit=1)[0]), label)
                 for line in file.read_text().splitlines()
-                if line.strip() and _use(line, file) == _USES[split]
+                if line.strip() and use_of(line, file) == _USES[split]
             ]
         if not entries:
             raise ValueError(f"the lists in {lists} mark no video for {split}")
@@ -117,7 +117,7 @@ class HMDB51(VideoDataModule):
         return next((place for place in places if place.is_dir()), places[0])
 
 
-def _classes(lists: Path) -> tuple[str, ...]:
+def listed_classes(lists: Path) -> tuple[str, ...]:
     """Names of the classes that have a list of any split, sorted."""
     ending = "_test_split"
     return tuple(
@@ -125,7 +125,7 @@ def _classes(lists: Path) -> tuple[str, ...]:
     )
 
 
-def _use(line: str, file: Path) -> str:
+def use_of(line: str, file: Path) -> str:
     """What a line's number says: 1 training, 2 test, 0 neither."""
     use = line.split()[-1]
     if use not in ("0", "1", "2"):
