@@ -186,6 +186,11 @@ class TrackedSequence:
         """Names the sequence in tables and result files."""
         return self.frames.name
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first frame in pixels."""
+        return self.frames.size
+
     def to(self, device: torch.device) -> Self:
         """Leaves the sequence where it is, as `FrameSequence.to` does."""
         return self
