@@ -62,7 +62,7 @@ def read_mask(file: Path, *, union: bool = False) -> NDArray[np.uint8]:
             f"{file}: a mask is a PNG with a palette, its pixels ids of objects; this one has "
             f"{mode} pixels: save the ids, not their colours"
         )
-    ids = pixels.astype(np.uint8)  # (H, W)
+    ids: NDArray[np.uint8] = pixels.astype(np.uint8)  # (H, W)
     if palette is not None:
         _check_palette(file, palette, ids)
     grey = mode == "L" and VOID in ids and not np.any((ids > 0) & (ids < VOID))
@@ -72,8 +72,10 @@ def read_mask(file: Path, *, union: bool = False) -> NDArray[np.uint8]:
             "set year: 2016"
         )
     if grey:
-        return (ids != 0).astype(np.uint8)
-    return np.where((ids > 0) & (ids < VOID), 1, ids).astype(np.uint8) if union else ids
+        ids[ids != 0] = 1
+    if union:
+        ids[(ids > 0) & (ids < VOID)] = 1
+    return ids
 
 
 def _check_palette(file: Path, palette: list[int], ids: NDArray[np.uint8]) -> None:

@@ -6,7 +6,7 @@ processes of a run, each of them once.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +138,33 @@ class FrameSequence:
             device: Where the model is.
         """
         return self
+
+
+def with_neighbours(frames: Iterable[Tensor], neighbours: int) -> Iterator[list[Tensor]]:
+    """Gives every frame with those around it; the first and the last stand in for what is beyond.
+
+    Args:
+        frames: The frames in order.
+        neighbours: Frames n on each side.
+
+    Yields:
+        For each frame, 2n + 1 frames, itself in the middle.
+    """
+    window: deque[Tensor] = deque(maxlen=2 * neighbours + 1)
+    for frame in _padded(frames, neighbours):
+        window.append(frame)
+        if len(window) == window.maxlen:
+            yield list(window)
+
+
+def _padded(frames: Iterable[Tensor], neighbours: int) -> Iterator[Tensor]:
+    last: Tensor | None = None
+    for frame in frames:
+        yield from [frame] * (neighbours if last is None else 0)
+        yield frame
+        last = frame
+    if last is not None:
+        yield from [last] * neighbours
 
 
 @dataclass(frozen=True)

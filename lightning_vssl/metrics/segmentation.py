@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_vssl.metrics.neighbours import first_of_each
 
@@ -120,7 +119,8 @@ def score_frame(
         ValueError: If the shapes differ, arrays are not uint8, or ``objects`` is not 1 to 254.
     """
     _check(truth, mask, objects, void)
-    radius = tolerance_radius(*truth.shape, tolerance)
+    height, width = truth.shape
+    radius = tolerance_radius(height, width, tolerance)
     region, contour = [], []
     for start in range(1, objects + 1, _BITS):  # eight objects fit one byte
         count = min(_BITS, objects + 1 - start)
@@ -198,7 +198,7 @@ class _Contour:
         height, width = packed.shape
         self._radius = radius
         self._stride = width + 2 * radius  # so that no run reaches into the next row
-        padded = np.zeros((height + 2 * radius, self._stride), np.uint8)
+        padded: _Mask = np.zeros((height + 2 * radius, self._stride), np.uint8)
         own = padded[radius : radius + height, radius : radius + width]
         here, right = packed[:-1, :-1], packed[:-1, 1:]
         own[:-1, :-1] = (here ^ right) | (here ^ packed[1:, :-1]) | (here ^ packed[1:, 1:])
@@ -301,6 +301,10 @@ class RegionAndContour(Metric):
     Args:
         tolerance: See `tolerance_radius`.
 
+    Attributes:
+        sequences: What each sequence reached that the last ``compute`` counted, over all ranks, by
+            index.
+
     Raises:
         ValueError: If the tolerance is not above 0.
     """
@@ -309,14 +313,15 @@ class RegionAndContour(Metric):
     higher_is_better = True
     full_state_update = False
 
-    rows: list[Tensor]
+    rows: Tensor
 
     def __init__(self, tolerance: float = TOLERANCE) -> None:
         super().__init__()
         tolerance_radius(1, 1, tolerance)
         self.tolerance = tolerance
-        # Index, object, then mean, recall and decay of J and of F.
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.sequences: tuple[SequenceScores, ...] = ()
+        # Index, object, then mean, recall and decay of J and of F. No list: a rank may have none.
+        self.add_state("rows", torch.zeros(0, 8, dtype=torch.float64), dist_reduce_fx="cat")
 
     def update(self, truth: Tensor, masks: Tensor, index: int) -> None:
         """Adds a sequence; see `score_sequence` for what is refused."""
@@ -326,7 +331,7 @@ class RegionAndContour(Metric):
             [index, number, *statistics(j), *statistics(f)]
             for number, (j, f) in enumerate(zip(region, contour, strict=True), start=1)
         ]
-        self.rows.append(torch.tensor(rows, dtype=torch.float64, device=self.device))
+        self.rows = torch.cat([self.rows, torch.tensor(rows, dtype=torch.float64).to(self.rows)])
 
     def compute(self) -> dict[str, float]:
         """The seven numbers, as fractions.
@@ -334,30 +339,23 @@ class RegionAndContour(Metric):
         Raises:
             ValueError: If no sequence was added.
         """
-        values = self._table()[:, 2:].mean(0).tolist()
-        names = [f"{measure}_{name}" for measure in "JF" for name in Statistics._fields]
-        numbers = dict(zip(names, values, strict=True))
-        return {"J&F": (numbers["J_mean"] + numbers["F_mean"]) / 2, **numbers}
-
-    def sequences(self) -> list[SequenceScores]:
-        """What each sequence reached, of all ranks once states were gathered, by index."""
-        table = self._table()
-        found = []
-        for index in table[:, 0].unique().tolist():
-            own = table[table[:, 0] == index, 2:].tolist()
-            found.append(
-                SequenceScores(
-                    int(index),
-                    tuple(Statistics(*row[:3]) for row in own),
-                    tuple(Statistics(*row[3:]) for row in own),
-                )
-            )
-        return found
-
-    def _table(self) -> Tensor:
-        """A row for every object, each once."""
         if len(self.rows) == 0:
             raise ValueError("no sequence was added: nothing to compare")
-        table = dim_zero_cat(self.rows)
-        names = (table[:, 0] * 256 + table[:, 1]).long()
-        return table[first_of_each(names)]
+        named = (self.rows[:, 0] * 256 + self.rows[:, 1]).long()
+        table = self.rows[first_of_each(named)]
+        self.sequences = tuple(
+            _scores(table[table[:, 0] == index]) for index in sorted(set(table[:, 0].tolist()))
+        )
+        names = [f"{measure}_{name}" for measure in "JF" for name in Statistics._fields]
+        numbers = dict(zip(names, table[:, 2:].mean(0).tolist(), strict=True))
+        return {"J&F": (numbers["J_mean"] + numbers["F_mean"]) / 2, **numbers}
+
+
+def _scores(rows: Tensor) -> SequenceScores:
+    """From the rows of one sequence, its objects in order."""
+    own = rows[rows[:, 1].argsort()].tolist()
+    return SequenceScores(
+        int(own[0][0]),
+        tuple(Statistics(*row[2:5]) for row in own),
+        tuple(Statistics(*row[5:]) for row in own),
+    )

@@ -115,7 +115,7 @@ def match_whole(query: Tensor, keys: Sequence[Tensor], *, top: int) -> Matches:
     values, places = [], []
     for number, key in enumerate(keys):
         flat = key.reshape(-1, channels).t()
-        found = [(part @ flat).topk(per_frame, dim=1) for part in asked.split(_QUERIES)]
+        found = [(part @ flat).topk(per_frame, dim=1) for part in torch.split(asked, _QUERIES)]
         values.append(torch.cat([one.values for one in found]))
         places.append(torch.cat([one.indices for one in found]) + number * height * width)
     best = torch.cat(values, 1).topk(min(top, len(keys) * height * width), dim=1)
