@@ -70,6 +70,21 @@ class ActionTransformer(nn.Module):
         self.layers = AttentionLayers(width, width, hidden, layers, heads, activation, unit_dropout)
         self.dropout = nn.Dropout(dropout)
         self.linear = _classifier(self.layers.out_features, num_classes)
+        self._init_args: dict[str, object] = {
+            "channels": channels,
+            "num_classes": num_classes,
+            "hidden": hidden,
+            "layers": layers,
+            "heads": heads,
+            "activation": activation,
+            "dropout": dropout,
+            "unit_dropout": unit_dropout,
+        }
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Class and arguments that rebuild this module, as plain data."""
+        return _config(self, self._init_args)
 
     def forward(self, maps: Tensor, boxes: Tensor) -> Tensor:
         """Classifies boxes.
@@ -115,6 +130,17 @@ class RoIHead(nn.Module):
         self.bins = bins
         self.dropout = nn.Dropout(dropout)
         self.linear = _classifier(channels, num_classes)
+        self._init_args: dict[str, object] = {
+            "channels": channels,
+            "num_classes": num_classes,
+            "bins": bins,
+            "dropout": dropout,
+        }
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Class and arguments that rebuild this module, as plain data."""
+        return _config(self, self._init_args)
 
     def forward(self, maps: Tensor, boxes: Tensor) -> Tensor:
         """Classifies boxes; see `ActionTransformer.forward`."""
@@ -131,6 +157,11 @@ class RoIHead(nn.Module):
 def _still(maps: Tensor) -> Tensor:
     """The mean over time, wide enough for RoIAlign's coordinates: (B, C, H, W)."""
     return maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(2)
+
+
+def _config(module: nn.Module, init_args: dict[str, object]) -> dict[str, object]:
+    kind = type(module)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(init_args)}
 
 
 def _check(num_classes: int, dropout: float) -> None:

@@ -163,6 +163,18 @@ def test_sizes_at_the_papers_widths() -> None:
     assert sum(p.numel() for p in plain.parameters()) == 2048 * 80 + 80
 
 
+@pytest.mark.parametrize("head", heads(), ids=["transformer", "plain"])
+def test_a_config_rebuilds_the_head(head: ActionTransformer | RoIHead) -> None:
+    config = head.config
+    arguments = config["init_args"]
+    assert str(config["class_path"]).endswith(f"nn.action_transformer.{type(head).__name__}")
+    assert isinstance(arguments, dict)
+    again = type(head)(**arguments).double().eval()
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(*scene()), head(*scene()))
+    assert again.dropout.p == head.dropout.p
+
+
 def test_heads_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 1"):
         RoIHead(3, 0)
