@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.evaluation.backgrounds import HasVariants, variant_accuracy, with_gaps
 from lightning_vssl.evaluation.base import (
     Batch,
     Evaluation,
@@ -31,6 +32,7 @@ from lightning_vssl.evaluation.base import (
     training_arguments,
 )
 from lightning_vssl.metrics.accuracy import VideoAccuracy
+from lightning_vssl.metrics.variants import VariantAccuracy
 from lightning_vssl.nn.temporal_pool import Pooling, TemporalPool, check_pooling
 from lightning_vssl.optim import Schedule, scheduled
 
@@ -108,7 +110,9 @@ class Recognition(Evaluation):
     stored. Its validation number is therefore optimistic, and so is its test number where a data
     set validates on its test videos: ``result.json`` says so in ``validated_on_test``.
 
-    Results are ``top1`` and, with more than five classes, ``top5``, in percent of the videos.
+    Results are ``top1`` and, with more than five classes, ``top5``, in percent of the videos. The
+    test of a data module with variants has the top-1 of each, by its name, and what the papers
+    derive from them; see `lightning_vssl.evaluation.backgrounds`.
     """
 
     selected: Tensor
@@ -154,6 +158,7 @@ class Recognition(Evaluation):
         self.averaging: Averaging = averaging
         self.heads = nn.ModuleList()
         self.accuracy: VideoAccuracy | None = None
+        self.variants: VariantAccuracy | None = None
         self._training: dict[str, object] = {}  # how the classifiers were trained, as plain data
         self._validation: tuple[Accuracies, int] | None = None
         count = len(self.settings)
@@ -307,14 +312,17 @@ class Recognition(Evaluation):
 
     # Validation and test
 
-    def _score(self, batch: Batch) -> None:
-        if self.accuracy is None:
-            raise RuntimeError("the classifiers are not built: run the evaluation with a Trainer")
+    def _scores(self, batch: Batch) -> Tensor:
+        """What every classifier says of the batch's videos, (G, B, C)."""
         views = batch["views"]
         logits = self.logits(self.represent(views))  # (G, B*V, C)
         logits = logits.reshape(len(logits), *views.shape[:2], -1)  # (G, B, V, C)
-        scores = average_clips(logits, self.averaging)  # (G, B, C)
-        self.accuracy.update(scores, self.labels(batch), batch["index"])
+        return average_clips(logits, self.averaging)
+
+    def _score(self, batch: Batch) -> None:
+        if self.accuracy is None:
+            raise RuntimeError("the classifiers are not built: run the evaluation with a Trainer")
+        self.accuracy.update(self._scores(batch), self.labels(batch), batch["index"])
 
     def _accuracies(self) -> tuple[Accuracies, int]:
         """Percent by k and classifier, and how many videos were counted."""
@@ -368,6 +376,9 @@ class Recognition(Evaluation):
                 f"{type(self).__name__} needs one test loader, got {loaders}; set gallery: false "
                 "in the data module"
             )
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        metric = variant_accuracy(module, int(self.num_classes or 0))
+        self.variants = None if metric is None else metric.to(self.device)
 
     def _check_trained(self) -> None:
         name = type(self).__name__
@@ -385,22 +396,42 @@ class Recognition(Evaluation):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores the batch's videos."""
         self.note_input(batch)
-        self._score(batch)
+        if self.variants is None:
+            self._score(batch)
+        else:
+            scores = self._scores(batch)[int(self.selected)]
+            self.variants.update(scores, self.labels(batch), batch["index"])
 
     def on_test_epoch_end(self) -> None:
         """Logs and writes the result."""
+        if self.variants is not None:
+            self._report_variants(self.variants)
+            return
         accuracies, videos = self._accuracies()
         for name, value in self._chosen(accuracies).items():
             self.log(f"test/{name}", value, sync_dist=True)
         self._report("test", accuracies, videos)
 
-    def _report(self, split: Split, accuracies: Accuracies, videos: int) -> None:
-        details: dict[str, object] = {
+    def _report_variants(self, metric: VariantAccuracy) -> None:
+        results = with_gaps({name: 100 * share for name, share in metric.compute().items()})
+        for name, value in results.items():
+            self.log(f"test/{name}", value, sync_dist=True)
+        details = self._details(sum(metric.rows.values()))
+        if len(self.settings) > 1:
+            details["chosen"] = self.settings[int(self.selected)]
+        self.report("test", results, {**details, "videos_of_variants": metric.rows})
+        self.variants = None
+
+    def _details(self, videos: int) -> dict[str, object]:
+        return {
             "videos": videos,
             "epochs_trained": int(self.epochs_trained),
             "checkpoint": self.trainer.ckpt_path,
             "validated_on_test": self._validated_on_test(),
         }
+
+    def _report(self, split: Split, accuracies: Accuracies, videos: int) -> None:
+        details = self._details(videos)
         if len(self.settings) > 1:
             validated = self.validated.tolist()
             details["selection"] = {
@@ -422,6 +453,8 @@ class Recognition(Evaluation):
         module = self.trainer.datamodule  # type: ignore[attr-defined]
         if not self.trainer.is_global_zero or not isinstance(module, HasEntries):
             return None
+        if isinstance(module, HasVariants) and module.variants:
+            return module.validated_on_test
         validation, _ = module.entries("val")
         test, _ = module.entries("test")
         return len(test) > 0 and list(validation) == list(test)
