@@ -59,10 +59,10 @@ def read_puppet(file: Path, frames: int) -> Bools:
     Raises:
         UnreadableVideo: If there is no such file, or it does not hold such masks.
     """
+    if not file.is_file():
+        raise UnreadableVideo(file, "no such file of puppet masks")
     try:
         found = loadmat(file, variable_names=[_MASK])
-    except FileNotFoundError as error:
-        raise UnreadableVideo(file, "no such file of puppet masks") from error
     except (MatReadError, NotImplementedError, TypeError, ValueError, OSError) as error:
         raise UnreadableVideo(file, f"not a MATLAB file of puppet masks ({error})") from error
     masks = np.asarray(found.get(_MASK, ()))
