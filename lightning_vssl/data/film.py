@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
@@ -28,7 +27,7 @@ def write_film(file: Path, frames: Iterable[NDArray[np.uint8]], fps: float = 25.
     rate = Fraction(fps).limit_denominator(1001)
     with whole_file(file) as part, av.open(str(part), "w", format="mp4") as output:
         options = {"preset": "veryfast", "crf": "20"}
-        stream = cast(av.VideoStream, output.add_stream("libx264", rate=rate, options=options))
+        stream = output.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         size: tuple[int, ...] = ()
         for number, pixels in enumerate(frames):

@@ -5,11 +5,10 @@ inside OTB. What a tracker found is kept as the GOT-10k toolkit keeps it, which 
 most others read: three decimals, commas, and a file of seconds a frame beside it.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ from lightning_vssl.data.atomic import whole_file
 from lightning_vssl.data.sequences import FrameSequence
 
 TrackLayout = Literal["otb", "got10k"]
-
-_SEPARATOR = re.compile(r"[,\s]+")
 
 
 def read_numbers(file: Path, columns: int) -> NDArray[np.float64]:
@@ -36,23 +33,31 @@ def read_numbers(file: Path, columns: int) -> NDArray[np.float64]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line holds anything else; names the file and the line.
+        ValueError: If a line holds anything else, or there is none; names the file and the line.
     """
-    lines = file.read_text(encoding="utf-8").rstrip().splitlines()
-    table = np.empty((len(lines), columns))
-    for number, line in enumerate(lines):
-        words = _SEPARATOR.split(line.strip(" \t,"))
-        try:
-            row = [float(word) for word in words]
-        except ValueError:
-            row = []
-        if len(row) != columns or np.isinf(row).any():
+    text = file.read_text(encoding="utf-8").rstrip()
+    lines = text.splitlines()
+    try:
+        table = np.loadtxt([line.replace(",", " ") for line in lines], ndmin=2, comments=None)
+    except ValueError:  # said below, with its line
+        table = np.empty((0, 0))
+    if lines and table.shape == (len(lines), columns) and not np.isinf(table).any():
+        return table
+    for number, line in enumerate(lines, start=1):
+        if not _is_row(line, columns):
             raise ValueError(
-                f"{file}, line {number + 1}: expected {columns} number(s) separated by commas, "
-                f"tabs or blanks, got {line!r}"
+                f"{file}, line {number}: expected {columns} number(s) separated by commas, tabs "
+                f"or blanks, got {line!r}"
             )
-        table[number] = row
-    return table
+    raise ValueError(f"{file} is empty: expected lines of {columns} number(s)")
+
+
+def _is_row(line: str, columns: int) -> bool:
+    words = line.replace(",", " ").split()
+    try:
+        return len(words) == columns and not np.isinf([float(word) for word in words]).any()
+    except ValueError:
+        return False
 
 
 def read_boxes(file: Path, *, first: int) -> Tensor:
@@ -173,6 +178,14 @@ class TrackFiles:
             ValueError: If a line is wrong; names the file and the line.
         """
         return read_boxes(self.boxes_file(name), first=self.first)
+
+
+@runtime_checkable
+class KeepsTracks(Protocol):
+    """A data module of sequences whose toolkit keeps what a tracker found."""
+
+    def track_files(self, folder: Path) -> TrackFiles:
+        """The files in a folder that is named after the tracker."""
 
 
 def _write(file: Path, lines: Iterable[str]) -> None:
