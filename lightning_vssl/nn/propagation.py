@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Begin = Literal["window", "whole"]
 Early = Literal["fewer", "repeat"]
@@ -93,7 +94,10 @@ def _best(
     best = highest.topk(min(top, cells), dim=1)
     chosen = likeness.gather(1, best.indices.t().expand(frames, -1, -1))  # (T, k, Q)
     chosen = chosen.masked_fill_(best.values.t().isinf(), -math.inf)
-    values, index = chosen.permute(2, 1, 0).flatten(1).topk(top, dim=1)  # of (Q, k * T)
+    chosen = chosen.permute(2, 1, 0).flatten(1)  # (Q, k * T)
+    chosen = F.pad(chosen, (0, max(0, top - chosen.shape[1])), value=-math.inf)
+    values, index = chosen.topk(top, dim=1)
+    index = index.clamp(max=best.indices.shape[1] * frames - 1)  # what fills up has no weight
     cell = best.indices.gather(1, index // frames)
     return values, (index % frames, cell)
 
