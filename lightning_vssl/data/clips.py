@@ -92,6 +92,50 @@ class RandomClip(Clips):
 
 
 @dataclass(frozen=True)
+class KeyFrameClip(Clips):
+    """A clip around a key frame, which stands at number ``frames // 2``; nothing is drawn.
+
+    Args:
+        frames: Frames of a clip. ConST-CL on AVA (section 4.2): 32.
+        stride: Stored frames, or ticks of ``fps``, from one frame to the next. ConST-CL: 2.
+        fps: Rate to resample the video to first; None for frames as stored. AVA's frames are
+            usually taken at 30.
+    """
+
+    frames: int = 32
+    stride: int = 2
+    fps: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        _positive(frames=self.frames, stride=self.stride, fps=self.fps)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, T)."""
+        return 1, self.frames
+
+    def around(self, times: Times, second: float) -> Indices:
+        """The frames around a moment; the video's first and last stand for those beyond it.
+
+        Args:
+            times: Presentation times, (N,) seconds, increasing.
+            second: When the key frame is shown.
+
+        Returns:
+            Frame indices in [0, N), (1, T).
+        """
+        offset = (np.arange(self.frames) - self.frames // 2) * self.stride
+        if self.fps is not None:
+            return _shown(times, second + offset / self.fps)[None]
+        key = _shown(times, np.array([second]))
+        return np.clip(key + offset, 0, len(times) - 1)[None]
+
+    def sample(self, times: Times, rng: np.random.Generator) -> Indices:
+        """The frames around the middle of the video; see `Clips.sample`."""
+        return self.around(times, sum(_stretch(times)) / 2)
+
+
+@dataclass(frozen=True)
 class JitteredClip(Clips):
     """CtP's clip (section 3.4 of the supplement's code, configs of UCF-101 and Kinetics).
 

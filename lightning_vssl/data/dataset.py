@@ -14,7 +14,7 @@ from lightning_vssl.data.clips import Clips, Times, TrackedClips
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.manifest import Manifest
 from lightning_vssl.data.tubes import Masks, TubeFile, TubeForm, box_masks, cut_masks
-from lightning_vssl.data.windows import Windows
+from lightning_vssl.data.windows import Canvas, Windows
 from lightning_vssl.nn.keyed import sample_key
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"max_unreadable={max_unreadable}: a share of the rows, 0 to 1")
         if tube_form not in get_args(TubeForm):
             raise ValueError(f"tube_form={tube_form!r}: choose {', '.join(get_args(TubeForm))}")
+        if tubes is not None and isinstance(window, Canvas):
+            raise ValueError("masks are not laid on a Canvas: take another window with tubes")
         if labels:
             _check_labelled(manifest)
         self.manifest = manifest
@@ -186,17 +188,9 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
                 chosen, inside = self._choose(row, times, rng, epoch)  # (clips, T), (clips,)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-            info, crops = reader.info, self.window.crops
-            frame = (info.height, info.width)
-            windows = self.window.sample(*frame, len(chosen), rng)  # (V, 4)
-            chosen = np.repeat(chosen, crops, axis=0)  # (V, T)
-            pixels, used = reader.read(
-                first + chosen,
-                windows=windows,
-                size=self.window.shape,
-                interpolation=self.window.interpolation,
-            )
-        video = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()  # (V, T, 3, H, W)
+            crops, frame = self.window.crops, (reader.info.height, reader.info.width)
+            video, used = self._pixels(reader, first + chosen, rng)
+        chosen = np.repeat(chosen, crops, axis=0)  # (V, T)
         shown = np.asarray(times[chosen], np.float64)  # (V, T)
         sample = {
             "video": video,
@@ -214,6 +208,27 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             sample["mask"] = cut  # (V, T, h, w)
             sample["tracked"] = (cut != 0).flatten(1).any(dim=1)  # (V,)
         return sample
+
+    def _pixels(
+        self, reader: VideoReader, chosen: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[Tensor, npt.NDArray[np.float32]]:
+        """Reads frames of (clips, T) numbers: (V, T, 3, H, W), and what they show, (V, 4)."""
+        window, frame = self.window, (reader.info.height, reader.info.width)
+        fitted = window.fitted(*frame)
+        pixels, used = reader.read(
+            np.repeat(chosen, window.crops, axis=0),
+            windows=window.sample(*frame, len(chosen), rng),  # (V, 4)
+            size=fitted,
+            interpolation=window.interpolation,
+        )
+        video = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()  # (V, T, 3, h, w)
+        if not isinstance(window, Canvas):
+            return video, used
+        (height, width), (h, w) = window.size, fitted
+        canvas = video.new_full((*video.shape[:3], height, width), window.fill)
+        canvas[..., :h, :w] = video
+        used[:, 2:] *= (width / w, height / h)
+        return canvas, used
 
     def _choose(
         self, row: int, times: Times, rng: np.random.Generator, epoch: int
@@ -268,11 +283,11 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         if not self._broken[row]:
             self._broken[row] = True
             _log.warning("cannot read %s; another video takes its place", error)
-        broken = self.unreadable
-        if len(broken) > self.max_unreadable * len(self) or len(broken) == len(self):
+        broken, videos = self.unreadable, self.manifest
+        if len(broken) > self.max_unreadable * len(videos) or len(broken) == len(videos):
             raise TooManyUnreadable(
-                f"{len(broken)} of {len(self)} videos could not be read:\n"
-                f"{self.manifest.names(broken)}\nMore than max_unreadable="
+                f"{len(broken)} of {len(videos)} videos could not be read:\n"
+                f"{videos.names(broken)}\nMore than max_unreadable="
                 f"{self.max_unreadable:g} allows: repair or remove these files, or raise it."
             )
 

@@ -35,7 +35,11 @@ class Windows(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(H, W) that every rectangle is scaled to, in pixels."""
+        """(H, W) of a frame of the sample, in pixels."""
+
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) that a rectangle of such a video is scaled to: ``shape``, but for a canvas."""
+        return self.shape
 
     @abstractmethod
     def sample(self, height: int, width: int, clips: int, rng: np.random.Generator) -> Rectangles:
@@ -319,6 +323,43 @@ class WholeFrame(Windows):
     def shape(self) -> tuple[int, int]:
         """(H, W)."""
         return self.size
+
+    def sample(self, height: int, width: int, clips: int, rng: np.random.Generator) -> Rectangles:
+        """Chooses rectangles; see `Windows.sample`."""
+        return np.tile(_box(0, 0, width, height), (clips, 1))
+
+
+@dataclass(frozen=True)
+class Canvas(Windows):
+    """The whole picture in its own shape, in the upper left of a canvas. Nothing is drawn.
+
+    The picture is scaled until it fills the canvas one way; what is left is filled. The rectangle
+    that a sample calls ``crop`` is what the canvas shows, and reaches beyond the picture.
+
+    Args:
+        size: (height, width) of the canvas. ConST-CL on AVA (section 4.2): 400 pixels.
+        fill: Value of the rest, 0 to 255. 128 is about zero once pixels are normalised.
+    """
+
+    size: tuple[int, int] = (400, 400)
+    fill: int = 128
+
+    def __post_init__(self) -> None:
+        for side in self.size:
+            _check_size(side)
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill={self.fill}: a pixel's value, 0 to 255")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.size
+
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the picture on the canvas."""
+        scale = min(self.size[0] / height, self.size[1] / width)
+        h, w = max(1, round(height * scale)), max(1, round(width * scale))
+        return min(h, self.size[0]), min(w, self.size[1])
 
     def sample(self, height: int, width: int, clips: int, rng: np.random.Generator) -> Rectangles:
         """Chooses rectangles; see `Windows.sample`."""

@@ -186,18 +186,7 @@ class VideoDataModule(LightningDataModule):
             self._tube_file = TubeFile(self.tubes, cache_dir=self.cache_dir)
         train = self.manifests.get("train")
         if train is not None and stage == "fit":
-            self._train_set = VideoDataset(
-                train,
-                self.clips,
-                self.window,
-                seed=self.seed,
-                labels=_labelled(train),
-                max_unreadable=self.max_unreadable,
-                boxes=self._box_file,
-                tubes=self._tube_file,
-                tube_form=self.tube_form,
-                max_missing=self.max_missing,
-            )
+            self._train_set = self._training_set(train)
             self._warn(self._train_set.unboxed)
             self._warn(self._train_set.untracked)
 
@@ -392,9 +381,25 @@ class VideoDataModule(LightningDataModule):
             )
         return size // ranks
 
-    def _eval_loader(self, split: Split) -> Loader:
+    def _training_set(self, manifest: Manifest) -> VideoDataset:
+        """The samples of training."""
+        return VideoDataset(
+            manifest,
+            self.clips,
+            self.window,
+            seed=self.seed,
+            labels=_labelled(manifest),
+            max_unreadable=self.max_unreadable,
+            boxes=self._box_file,
+            tubes=self._tube_file,
+            tube_form=self.tube_form,
+            max_missing=self.max_missing,
+        )
+
+    def _evaluation_set(self, split: Split) -> VideoDataset:
+        """The samples of an evaluation."""
         manifest = self.manifest(split)
-        dataset = VideoDataset(
+        return VideoDataset(
             manifest,
             self.eval_clips,
             self.eval_window,
@@ -406,6 +411,9 @@ class VideoDataModule(LightningDataModule):
             tube_form=self.tube_form,
             max_missing=self.max_missing,
         )
+
+    def _eval_loader(self, split: Split) -> Loader:
+        dataset = self._evaluation_set(split)
         self._warn(dataset.unboxed)
         self._warn(dataset.untracked)
         return self._loader(dataset, self._local(self.eval_batch_size, "eval_batch_size"), None)

@@ -378,6 +378,7 @@ class DetectionMetric(Metric):
 
     Attributes:
         found: The last ``compute``: `FrameMAP` with every action's number.
+        rows: The rows that it evaluated, of all ranks.
         boxes: How many boxes it classified, over all ranks.
 
     Raises:
@@ -407,6 +408,7 @@ class DetectionMetric(Metric):
         self.confidence = confidence
         self.iou = iou
         self.found: FrameMAP | None = None
+        self.rows: ActionRows | None = None
         self.boxes = 0
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("index", default=[], dist_reduce_fx="cat")
@@ -441,7 +443,7 @@ class DetectionMetric(Metric):
         self.index.append(box_index[there])
 
     def predictions(self) -> ActionRows:
-        """All that was added, as rows: box by box, every evaluated action of it.
+        """What this rank added, as rows: box by box, every evaluated action of it.
 
         Raises:
             ValueError: If nothing was added, or a box that the task does not have.
@@ -483,9 +485,10 @@ class DetectionMetric(Metric):
             RuntimeError: If there is no task yet.
         """
         task = self._asked()
+        self.rows = self.predictions()
         self.found = frame_map(
             task.truth,
-            self.predictions(),
+            self.rows,
             task.actions,
             excluded=task.excluded,
             variant=self.variant,
