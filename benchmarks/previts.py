@@ -12,6 +12,10 @@ control PreViTS with every video's tube taken from another one. Measured on held
   of Grad-CAM, for the likeness of that frame and of the object alone in another frame
   (section 3.3); both frames are chosen by the true masks, which no training has seen. Beside it
   the same for a centred Gaussian as wide as that heat.
+- J: DAVIS's J of Grad-CAM tracking (section 4.5), as the evaluation of DAVIS-2016 takes it: the
+  first frame's object alone, by its true mask, is asked for in every fourth frame. "J by area" is
+  that of as many of the hottest pixels as the first mask has, free of a threshold; beside them the
+  first mask, left where it is.
 - object: weighted k-NN of the main object's shape, one of six, among the training videos.
 - video: which video a frame is from, asked of the other frames, recoloured (top-1).
 
@@ -50,6 +54,8 @@ from drawn import (
     print_differences,
 )
 from torch import Tensor, nn
+
+from lightning_vssl.metrics.heat_tracking import HeatTracking
 
 SIDE = 48
 CANVAS = 64
@@ -169,6 +175,26 @@ def seen_twice(videos: Videos, generator: torch.Generator) -> tuple[Tensor, Tens
     return torch.tensor(rows), torch.stack(frames)
 
 
+def grad_cam_tracks(method: nn.Module, videos: Videos) -> HeatTracking:
+    """Follows the main object from the first frame where it is well seen in every fourth frame.
+
+    Online network and head are asked, as an evaluation does that has their export alone.
+    """
+    from lightning_vssl.evaluation.grad_cam_tracking import key_codes, query_heat
+    from lightning_vssl.nn.grad_cam import key_foreground
+
+    truth = (videos.masks[:, ::4] == 1).to(torch.uint8)  # (N, T, H, W)
+    rows = ((truth.float().mean((2, 3)) > 0.02).all(1)).nonzero()[:, 0]
+    frames = plain(videos.frames[rows, ::4][:, :, None])[:, :, :, None]  # (M, T, 3, 1, S, S)
+    keys = key_foreground(frames[:, 0], truth[rows, :1])
+    codes = key_codes(method.backbone, method.projector, keys, "batch")
+    metric = HeatTracking()
+    for row, clips, code in zip(rows.tolist(), frames, codes, strict=True):
+        heat = query_heat(method.backbone, method.projector, clips[1:-1], code)
+        metric.update(heat, truth[row], row)
+    return metric
+
+
 def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
     """Everything of one world."""
     from lightning_vssl.augment.views import VideoViews
@@ -201,6 +227,10 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
             100 * own,
             100 * blind,
         )
+        tracks = grad_cam_tracks(method, test)
+        found[f"J, {name}"] = 100 * tracks.compute()["J_mean"]
+        found[f"J by area, {name}"] = 100 * tracks.sensitivity().first_area
+        found["J, first mask"] = 100 * tracks.sensitivity().first_mask
         one, other = (encode(method, plain(part["video"])).mean(1) for part in (known, asked))
         found[f"object, {name}"] = knn(one, other, train.objects, test.objects)
         codes = F.normalize(encode(method, recoloured), dim=-1)  # (N, 3, C)
@@ -270,6 +300,8 @@ def main() -> None:
             *((f"IoU, {name}", "IoU, MoCo") for name in VARIANTS[1:]),
             ("IoU, PreViTS", "IoU, MoCo, tracked"),
             ("IoU, PreViTS", "IoU, PreViTS, permuted tubes"),
+            *((f"{k}, {name}", f"{k}, MoCo") for k in ("J", "J by area") for name in VARIANTS[1:]),
+            *((f"J, {name}", "J, first mask") for name in VARIANTS),
             *((f"{k}, {name}", f"{k}, MoCo") for k in ("object", "video") for name in VARIANTS[1:]),
         ],
     )
