@@ -219,7 +219,7 @@ def draw_backgrounds(labels: Indices, usable: Bools, *, seed: int = 0) -> Indice
 
     Args:
         labels: Classes of the videos, (N,), 0 or more.
-        usable: Which of them can be read, (N,): others are given a background and are none.
+        usable: Which of them can be a background, (N,): others are given one and are none.
         seed: Where the draws start. What a video draws depends on its place in the list.
 
     Returns:

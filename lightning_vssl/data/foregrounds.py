@@ -1,6 +1,7 @@
 """Where the foreground of a video is: puppet masks of JHMDB, boxes of a box file."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ class Foreground(ABC):
         Raises:
             UnreadableVideo: If there are none, or they cannot be read.
         """
+
+    @abstractmethod
+    def known(self, videos: Sequence[Path], root: Path) -> Bools:
+        """Which videos have masks at all, (N,), without reading them."""
 
     @property
     @abstractmethod
@@ -88,7 +93,7 @@ class Puppets(Foreground):
 
     def masks(self, video: Path, root: Path, times: Times, size: tuple[int, int]) -> Bools:
         """Reads them; see `Foreground.masks` and `read_puppet`."""
-        file = root / self.folder / video.parent.name / video.name / "puppet_mask.mat"
+        file = self._file(video, root)
         own = read_puppet(file, len(times)).astype(np.uint8)
         (h, w), (height, width) = own.shape[1:], size
         if (h, w) == size:
@@ -99,6 +104,13 @@ class Puppets(Foreground):
             )
         window = np.array([[0, 0, width, height]], np.float64)
         return np.asarray(cut_masks(own[None], window, size, size)[0] > 0)
+
+    def known(self, videos: Sequence[Path], root: Path) -> Bools:
+        """Which videos have a file of masks, (N,)."""
+        return np.array([self._file(video, root).is_file() for video in videos], np.bool_)
+
+    def _file(self, video: Path, root: Path) -> Path:
+        return root / self.folder / video.parent.name / video.name / "puppet_mask.mat"
 
     @property
     def settings(self) -> dict[str, object]:
@@ -135,9 +147,14 @@ class BoxForeground(Foreground):
                 mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
         return masks
 
+    def known(self, videos: Sequence[Path], root: Path) -> Bools:
+        """Which videos the box file knows, (N,)."""
+        names = [video_name(str(video), root.absolute()) for video in videos]
+        return np.asarray(self._opened().rows(names) >= 0)
+
     @property
     def settings(self) -> dict[str, object]:
-        """The file's name and what found its boxes."""
+        """What found the boxes."""
         file = self._opened()
         return {"foreground": "boxes", "source": file.source, "boxes": file.parameters}
 

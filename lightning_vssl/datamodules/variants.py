@@ -4,7 +4,6 @@ from pathlib import Path
 
 from lightning_vssl.data.backgrounds import VARIANTS, Variant, rendered_file
 from lightning_vssl.data.manifest import Entry
-from lightning_vssl.datamodules.base import require_files
 
 
 def rendered_folder(rendered: Path | None, variants: tuple[Variant, ...]) -> Path | None:
@@ -29,8 +28,13 @@ def in_variants(
     Raises:
         FileNotFoundError: If the folder, or that of a variant, is not there.
     """
-    job = "lightning-vssl predict --config recipes/jobs/backgrounds.yaml renders it"
-    require_files({rendered / name: job for name in variants}, "variants of the test videos")
+    missing = [name for name in variants if not (rendered / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"no folder of {', '.join(missing)} in {rendered}: lightning-vssl predict --config "
+            "recipes/jobs/backgrounds.yaml renders it; rendered must be the folder variants of "
+            "that run"
+        )
     return [
         Entry(str(rendered_file(rendered, variant, classes[entry.label], entry.path)), entry.label)
         for variant in variants

@@ -169,8 +169,8 @@ class BackgroundJob(Job):
     than 90 % (``crowded``: the challenge of images leaves such out). Some videos are drawn in all
     variants, in ``drawn/``.
 
-    Backgrounds come from the same split. Each is drawn once for the whole video, from ``seed`` and
-    the video's place in the list.
+    Backgrounds come from the videos of the same split that have masks. Each is drawn once for the
+    whole video, from ``seed`` and the video's place in the list.
 
     Args:
         foreground: Tells where the foreground is: `Puppets` for JHMDB, `BoxForeground`.
@@ -266,7 +266,9 @@ class BackgroundJob(Job):
         """
         if self._backgrounds is None:
             manifest = self._listed()
-            drawn = draw_backgrounds(manifest.labels, manifest.readable, seed=self.seed)
+            paths = [manifest.path(row) for row in range(len(manifest))]
+            usable = manifest.readable & self.foreground.known(paths, manifest.root)
+            drawn = draw_backgrounds(manifest.labels, usable, seed=self.seed)
             alone = np.flatnonzero((drawn == np.arange(len(drawn))[:, None]).any(axis=1))
             if len(alone):
                 _log.warning(
