@@ -161,9 +161,9 @@ class GradCAMTracking(Evaluation):
         self._codes: dict[str, tuple[int, Tensor]] = {}  # by the sequence's name
         self.eval().requires_grad_(False)
 
-    def on_after_batch_transfer(
-        self, batch: Batch | MaskedSequence, dataloader_idx: int
-    ) -> Batch | MaskedSequence:
+    def on_after_batch_transfer(  # type: ignore[override]  # a sequence is no batch of tensors
+        self, batch: MaskedSequence, dataloader_idx: int
+    ) -> MaskedSequence:
         """Leaves a sequence as it is: it is read frame by frame."""
         return batch
 
@@ -214,7 +214,7 @@ class GradCAMTracking(Evaluation):
         places = (torch.arange(1, len(small) - 1)[:, None] + around).clamp(0, len(small) - 1)
         heat = [
             query_heat(self.backbone, self.head, self.views_of(small[part]), code)
-            for part in places.split(self.queries_at_once)
+            for part in torch.split(places, self.queries_at_once)
         ]
         return torch.cat(heat)
 

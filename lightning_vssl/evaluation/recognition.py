@@ -878,10 +878,10 @@ class FineTune(Recognition):
         clips = views.flatten(0, 1).transpose(1, 2)  # (B*V, T, 3, H, W)
         together = len(clips) if self.training else self.clips_at_once or len(clips)
         vectors = []
-        for part in clips.split(together):
+        for part in torch.split(clips, together):
             maps = self.backbone.features(part.flatten(0, 1), self.backbone.stages[-2:])
             scales = [pooled(one[:, :, None]) for one in maps.values()]  # each (N*T, C)
-            vectors.append(torch.cat(scales, dim=1).unflatten(0, part.shape[:2]))
+            vectors.append(torch.cat(scales, dim=1).view(*part.shape[:2], -1))
         return torch.cat(vectors)
 
     def groups(self) -> list[dict[str, object]]:

@@ -197,7 +197,7 @@ class HeatTracking(Metric):
         names = (rows[:, 0] * _RULES + rows[:, 1]).long()
         kept = first_of_each(names)
         kept = kept[names[kept].argsort()]
-        self._gathered = rows[kept].unflatten(0, (-1, len(self.thresholds) + 3))
+        self._gathered = rows[kept].view(-1, len(self.thresholds) + 3, rows.shape[1])
         values = self._gathered[:, 0, 2:].mean(0).tolist()
         return {f"J_{n}": v for n, v in zip(Statistics._fields, values, strict=True)}
 

@@ -60,7 +60,7 @@ def halves(early: Tensor) -> Tensor:
             f"the multi-scale poolings cut clips in two halves of as many frames; got "
             f"{early.shape[1]} frames: give the data clips with an even number"
         )
-    return early.unflatten(1, (2, -1))
+    return torch.stack(early.chunk(2, dim=1), dim=1)
 
 
 def multiscale_average(early: Tensor, late: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class TemporalPool(nn.Module):
         Raises:
             ValueError: If the number of frames is odd and halves are needed.
         """
-        early, late = frames.split(self.channels, dim=2)
+        early, late = torch.split(frames, list(self.channels), dim=2)
         if self.early_weight is not None and self.late_weight is not None:
             return multiscale_attention(early, late, self.early_weight, self.late_weight)
         if self.pooling == "multiscale":
