@@ -44,8 +44,9 @@ class TrackingPairs(LightningDataModule):
 
     def __init__(
         self,
-        train: SequenceDataModule[TrackedSequence],
-        test: SequenceDataModule[TrackedSequence] | None = None,
+        # jsonargparse loses the options of a class that is given as SequenceDataModule[...].
+        train: SequenceDataModule,  # type: ignore[type-arg]
+        test: SequenceDataModule | None = None,  # type: ignore[type-arg]
         *,
         samples: int | None = None,
         exemplar: int = 127,
@@ -64,7 +65,8 @@ class TrackingPairs(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self._train, self._test = train, test if test is not None else train
+        self._train: SequenceDataModule[TrackedSequence] = train
+        self._test: SequenceDataModule[TrackedSequence] = train if test is None else test
         self.train = _described(self._train)  # stored beside the number
         self.test = _described(self._test)
         self.samples = samples
@@ -178,10 +180,11 @@ class TrackingPairs(LightningDataModule):
 
 
 def _described(module: SequenceDataModule[TrackedSequence]) -> dict[str, object]:
-    """Class and plain settings of a data module."""
+    """Class and plain settings of a data module, as far as they concern the data."""
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(module).items()
-        if not name.startswith("_") and isinstance(value, bool | int | float | str | Path)
+        if not name.startswith("_") and isinstance(value, int | float | str | Path)
+        if name not in vars(LightningDataModule()) and not name.startswith("allow_zero_length")
     }
     return {"class": type(module).__name__, **settings}
