@@ -53,7 +53,8 @@ def _overlaps(a: Array, b: Array) -> Array:
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     both = np.maximum(sides, 0).prod(1)
     either = _sizes(a).prod(1) + _sizes(b).prod(1) - both
-    return np.clip(both / (either + np.finfo(np.float64).eps), 0, 1)
+    shares: Array = both / (either + np.finfo(np.float64).eps)
+    return shares.clip(0, 1)
 
 
 def _sizes(boxes: Array) -> Array:
@@ -330,7 +331,7 @@ class OnePassEvaluation(TrackingMetric):
             ValueError: If there is no sequence.
         """
         names, numbers = self._gathered(1 + _SUCCESS + 2 * _PRECISION)
-        parts = (_SUCCESS, _PRECISION, _PRECISION)
+        parts = [_SUCCESS, _PRECISION, _PRECISION]
         self.table = {
             name: {
                 "frames": float(row[0]),
