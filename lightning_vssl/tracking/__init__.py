@@ -1,8 +1,9 @@
-"""Where the salient object of a video is, frame by frame, found without labels (PreViTS)."""
+"""Where an object is, frame by frame: found without labels (PreViTS), or followed (SiamFC)."""
 
 from lightning_vssl.tracking.motion import MotionSaliency
 from lightning_vssl.tracking.saliency import ModelSaliency, PngSaliency, Saliency
 from lightning_vssl.tracking.segmenter import PngMasks, Segmenter
+from lightning_vssl.tracking.siamese import SiameseSearch
 from lightning_vssl.tracking.tube import Tracked, Tracker
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "PngSaliency",
     "Saliency",
     "Segmenter",
+    "SiameseSearch",
     "Tracked",
     "Tracker",
 ]
