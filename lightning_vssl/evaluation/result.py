@@ -18,6 +18,8 @@ from lightning_vssl.backbones.weights import is_plain
 
 RESULT = "result.json"
 
+_ACROSS = 6  # numbers that fit beside each other in a terminal of 80 columns
+
 
 def as_data(value: object) -> object:
     """Turns an argument into plain data that says what it was.
@@ -96,6 +98,8 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def table(content: Mapping[str, object]) -> Table:
     """A row of our numbers, and below it the paper's where there are any.
 
+    More than six numbers stand below each other, ours and the paper's side by side.
+
     Args:
         content: What `write_json` writes, with ``evaluation``, ``method``, ``results`` and
             ``paper``.
@@ -108,6 +112,14 @@ def table(content: Mapping[str, object]) -> Table:
         raise TypeError("results and paper must be mappings from a name to a number")
     made = Table(f"{content['evaluation']}, {content['split']}, %")
     names = [*results, *(name for name in paper if name not in results)]
+    if len(names) > _ACROSS:
+        made.add_column("")
+        for numbers, head in ((results, str(content["method"])), (paper, "paper")):
+            if numbers:
+                made.add_column(head, justify="right")
+        for name in names:
+            made.add_row(name, *(_number(n, name) for n in (results, paper) if n))
+        return made
     for name in names:
         made.add_column(name, justify="right")
     made.add_row(str(content["method"]), *(_number(results, name) for name in names))
