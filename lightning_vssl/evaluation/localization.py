@@ -279,11 +279,9 @@ class ActionLocalisation(Evaluation):
     def _measure(self, split: Split) -> tuple[dict[str, float], dict[str, object]]:
         """The results in percent, and what is stored beside them; after a test the predictions."""
         mean = self.metric.compute()["mAP"]
-        if split == "test":
-            with self.metric.sync_context():
-                rows = self.metric.predictions()
-            if self.trainer.is_global_zero:
-                write_predictions(Path(self.trainer.default_root_dir) / PREDICTIONS, rows)
+        rows = self.metric.rows
+        if split == "test" and rows is not None and self.trainer.is_global_zero:
+            write_predictions(Path(self.trainer.default_root_dir) / PREDICTIONS, rows)
         names = self._data().classes
         found = self.metric.average_precision
         details: dict[str, object] = {
