@@ -412,6 +412,14 @@ class DetectionMetric(Metric):
         self.boxes = 0
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("index", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was added."""
+        super().reset()
+        # Of its type without a row: a rank without boxes can then be gathered with the others.
+        self.scores = [torch.empty(0, device=self.device)]
+        self.index = [torch.empty(0, dtype=torch.int64, device=self.device)]
 
     @property
     def average_precision(self) -> dict[int, float]:
@@ -439,7 +447,7 @@ class DetectionMetric(Metric):
         kept = scores.detach()[there].float()
         if not bool(((kept >= 0) & (kept <= 1)).all()):
             raise ValueError("scores must be probabilities in [0, 1]; some are outside or NaN")
-        self.scores.append(kept)
+        self.scores.append(kept.flatten())
         self.index.append(box_index[there])
 
     def predictions(self) -> ActionRows:
@@ -450,13 +458,14 @@ class DetectionMetric(Metric):
             RuntimeError: If there is no task yet.
         """
         task = self._asked()
-        if len(self.index) == 0:
-            raise ValueError("no boxes were added: nothing to evaluate")
         index = dim_zero_cat(self.index).cpu()
+        if not len(index):
+            raise ValueError("no boxes were added: nothing to evaluate")
         keep = first_of_each(index)
         keep = keep[index[keep].argsort()]
-        rows, scores = index[keep].numpy(), dim_zero_cat(self.scores)[keep.to(self.device)].cpu()
-        if len(rows) and rows[-1] >= len(task.boxes):
+        scores = dim_zero_cat(self.scores).cpu().reshape(len(index), -1)[keep]  # (M, C)
+        rows = index[keep].numpy()
+        if rows[-1] >= len(task.boxes):
             raise ValueError(
                 f"box_index {rows[-1]} of {len(task.boxes)} boxes: they are of another split"
             )
