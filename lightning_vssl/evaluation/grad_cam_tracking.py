@@ -96,8 +96,10 @@ class GradCAMTracking(Evaluation):
     - Batch norms take the statistics of all keys of the split together when they encode keys
       (``key_norms: batch``), as in training, where keys are objects alone too. The running
       statistics are of whole pictures, and by them the code of an object on plain ground is far
-      off. So a sequence's numbers depend on the first frames and masks of the others, though on no
-      later frame; ``running`` makes them its own. Queries always take the running ones.
+      off: small networks on the built-in videos lose by them (one seed of benchmarks/previts.py,
+      250 steps: PreViTS 35.9 for 44.6, MoCo 12.0 for 18.9). So a sequence's numbers depend on
+      the first frames and masks of the others, though on no later frame; ``running`` makes them
+      its own. Queries always take the running ones.
     - A network of clips sees the frames around each query, the first and last repeated beyond the
       ends, and the first frame repeated as key.
 
