@@ -27,9 +27,9 @@ class TrajectoryProbe(Evaluation):
     """Reads an object's trajectory off one forward pass over a clip, given its first box.
 
     The head is that of CtP (`lightning_vssl.nn.trajectory`), new, and so is the loss; what is
-    varied is how many stages of the network are frozen, from none to all. The paper says neither
-    how long it trains, nor the step between frames, the crop, or which frames count; see the
-    arguments here and of `lightning_vssl.datamodules.got10k_clips.GOT10kClips`.
+    varied is how many stages of the network are frozen, from none to all. The paper takes 16
+    sequential frames, and says neither how long it trains, nor the crop, nor which frames count;
+    see the arguments here and of `lightning_vssl.datamodules.got10k_clips.GOT10kClips`.
 
     Results, in percent: ``miou``, the mean IoU of predicted and true boxes over the frames that
     show the object, the given one left out; ``held``, that of the first box held still, which is
