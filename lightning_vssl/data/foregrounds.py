@@ -98,7 +98,7 @@ class Puppets(Foreground):
         (h, w), (height, width) = own.shape[1:], size
         if (h, w) == size:
             return own > 0
-        if abs(h * width - w * height) > height + width:  # half a pixel of each, twice over
+        if abs(h * width - w * height) > h + w:  # a pixel of each side: frames have even sides
             raise UnreadableVideo(
                 file, f"its masks are {w} x {h}, which does not fit frames of {width} x {height}"
             )

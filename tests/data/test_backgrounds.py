@@ -211,6 +211,8 @@ class TestPuppets:
         assert found.shape == (2, 20, 40)
         assert found[1][:10, 20:].all()
         assert found[1].sum() == 200
+        for shown in ((14, 26), (22, 42)):  # of 40 x 80, both sides even
+            assert Puppets().masks(video, tmp_path, np.zeros(2), shown).shape == (2, *shown)
         with pytest.raises(UnreadableVideo, match="its masks are 80 x 40, which does not fit"):
             Puppets().masks(video, tmp_path, np.zeros(2), (40, 40))
 
