@@ -1,6 +1,6 @@
 """Films of what a tracker follows, written beside the run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,10 @@ _TRACKED = (255, 60, 160)
 
 
 def draw_boxes(
-    frames: Iterable[Tensor], true: Tensor, tracked: Tensor
+    frames: Iterable[Tensor],
+    true: Tensor,
+    tracked: Tensor,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Draws the true and the tracked box on every frame.
 
@@ -26,6 +29,7 @@ def draw_boxes(
         frames: (3, H, W) uint8 each.
         true: xyxy in pixels, (F, 4), green; not drawn where NaN.
         tracked: The same, pink.
+        numbers: The frames' numbers in their sequence, from 0, written in the corner; None counts.
 
     Yields:
         (H, W, 3) uint8.
@@ -38,7 +42,8 @@ def draw_boxes(
             x1, y1, x2, y2 = boxes[number].tolist()
             if x1 <= x2 and y1 <= y2:  # false of NaN
                 pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=width)
-        pen.text((4, 3), f"{number + 1}", fill=(255, 255, 255), stroke_width=1, stroke_fill=0)
+        shown = number if numbers is None else numbers[number]
+        pen.text((4, 3), f"{shown + 1}", fill=(255, 255, 255), stroke_width=1, stroke_fill=0)
         yield np.asarray(picture)
 
 
@@ -97,6 +102,7 @@ class TrackedBoxes(Callback):
         """Frames side by side."""
         count = min(self.columns, len(sequence))
         chosen = torch.linspace(0, len(sequence) - 1, count).round().long()
-        frames = (sequence.frames.frame(int(t)) for t in chosen)
-        drawn = list(draw_boxes(frames, sequence.boxes[chosen], tracked[chosen]))
+        numbers = [int(t) for t in chosen]
+        frames = (sequence.frames.frame(number) for number in numbers)
+        drawn = list(draw_boxes(frames, sequence.boxes[chosen], tracked[chosen], numbers))
         return Image.fromarray(np.concatenate(drawn, axis=1))
