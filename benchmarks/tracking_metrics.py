@@ -29,7 +29,7 @@ from got10k.utils.metrics import center_error, normalized_center_error, rect_iou
 from torch import Tensor
 
 from lightning_vssl.data.track_files import TrackFiles
-from lightning_vssl.datamodules.otb import _official
+from lightning_vssl.datamodules.otb import official_sequences
 from lightning_vssl.evaluation.tracking_report import score_files
 from lightning_vssl.metrics.tracking import AverageOverlap, OnePassEvaluation, TrackingMetric
 
@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    otb = [made_up(row.name, row.frames, n) for n, row in enumerate(_official())]
+    otb = [made_up(row.name, row.frames, n) for n, row in enumerate(official_sequences())]
     got10k = [made_up(f"GOT-10k_Val_{n:06d}", 100, 1000 + n) for n in range(1, 181)]
     peer, results = Toolkit(), {}
     names = ("success", "precision", "normalised_precision")

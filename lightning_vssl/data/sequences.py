@@ -5,12 +5,13 @@ stored in, and they are read when they are asked for. `SequenceSampler` deals wh
 processes of a run, each of them once.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, overload
 
 import numpy as np
 import torch
@@ -61,6 +62,40 @@ def read_frame(file: Path) -> Tensor:
 
 
 @dataclass(frozen=True)
+class FolderFiles(Sequence[Path]):
+    """Files of a folder by their names, which are joined when asked for.
+
+    The training part of GOT-10k has 1.4 million frames, most of whose names are the same in every
+    folder: kept once each, they take 11 MB, and as paths half a gigabyte.
+
+    Args:
+        folder: The folder.
+        names: Names in it, in order.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(map(sys.intern, self.names)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, number: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> tuple[Path, ...]: ...
+
+    def __getitem__(self, number: int | slice) -> Path | tuple[Path, ...]:
+        """The path of a file, or of several."""
+        if isinstance(number, slice):
+            return tuple(self.folder / name for name in self.names[number])
+        return self.folder / self.names[number]
+
+
+@dataclass(frozen=True)
 class FrameSequence:
     """The frames of one video as files.
 
@@ -73,10 +108,10 @@ class FrameSequence:
     """
 
     name: str
-    files: tuple[Path, ...]
+    files: Sequence[Path]
 
     def __post_init__(self) -> None:
-        if not self.files:
+        if not len(self.files):
             raise ValueError(f"the sequence {self.name} has no frame")
 
     def __len__(self) -> int:

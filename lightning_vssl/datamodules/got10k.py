@@ -1,10 +1,11 @@
 """GOT-10k: Huang, Zhao, Huang, "GOT-10k: A Large High-Diversity Benchmark", TPAMI 2021."""
 
+import os
 from pathlib import Path
 
 import torch
 
-from lightning_vssl.data.sequences import FrameSequence, TrackedSequence
+from lightning_vssl.data.sequences import FolderFiles, FrameSequence, TrackedSequence
 from lightning_vssl.data.track_files import TrackFiles, check_first, read_boxes, read_numbers
 from lightning_vssl.datamodules.base import require_files
 from lightning_vssl.datamodules.sequences import SequenceDataModule, SequenceSplit
@@ -50,8 +51,8 @@ class GOT10k(SequenceDataModule[TrackedSequence]):
         labels = [] if split == "test" else ["cover", "absence"]
         files = [folder / "groundtruth.txt", *(folder / f"{label}.label" for label in labels)]
         require_files(dict.fromkeys(files, f"the {split} archive of {_PAGE}"), "GOT-10k")
-        images = tuple(folder / image for image in sorted(f.name for f in folder.glob("*.jpg")))
-        frames = FrameSequence(name, images)
+        images = sorted(image for image in os.listdir(folder) if image.endswith(".jpg"))  # noqa: PTH208  # names alone
+        frames = FrameSequence(name, FolderFiles(folder, tuple(images)))
         boxes = read_boxes(files[0], first=0)
         count = 1 if split == "test" else len(frames)
         if len(boxes) != count:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from lightning_vssl.data.sequences import FrameSequence, TrackedSequence
+from lightning_vssl.data.sequences import FolderFiles, FrameSequence, TrackedSequence
 from lightning_vssl.data.track_files import TrackFiles, check_first, read_boxes
 from lightning_vssl.datamodules.base import require_files
 from lightning_vssl.datamodules.sequences import SequenceDataModule, SequenceSplit
@@ -34,11 +34,11 @@ class _Row(NamedTuple):
     otb2013: bool
     otb50: bool
 
-    def images(self, folder: Path) -> tuple[Path, ...]:
+    def images(self, folder: Path) -> FolderFiles:
         """Its frames, in order."""
         there = sorted(file.name for file in folder.glob("*.jpg"))
         if not self.frames:
-            return tuple(folder / name for name in there)
+            return FolderFiles(folder, tuple(there))
         last = self.first + self.frames
         names = [f"{number:0{self.digits}d}.jpg" for number in range(self.first, last)]
         missing = sorted({*names} - {*there})
@@ -47,11 +47,11 @@ class _Row(NamedTuple):
                 f"{folder} lacks {len(missing)} of the {self.frames} frames of {self.name}, first "
                 f"{missing[0]}: unpack {self.folder}.zip of {_PAGE} again"
             )
-        return tuple(folder / name for name in names)
+        return FolderFiles(folder, tuple(names))
 
 
 @cache
-def _official() -> tuple[_Row, ...]:
+def official_sequences() -> tuple[_Row, ...]:
     """The 100 sequences of OTB-2015."""
     with _TABLE.open(encoding="utf-8", newline="") as file:
         return tuple(
@@ -71,7 +71,7 @@ def _official() -> tuple[_Row, ...]:
 
 def _found(root: Path) -> list[_Row]:
     """Every sequence below a folder, as the official table has it where it does."""
-    known = {(row.folder, row.annotation): row for row in _official()}
+    known = {(row.folder, row.annotation): row for row in official_sequences()}
     rows = []
     for folder in sorted(root.iterdir() if root.is_dir() else []):
         files = [file.name for file in sorted(folder.glob("groundtruth_rect*.txt"))]
@@ -108,7 +108,7 @@ class OTB(SequenceDataModule[TrackedSequence]):
             return _found(self.root)
         return [
             row
-            for row in _official()
+            for row in official_sequences()
             if self.version == "otb2015"
             or (row.otb2013 if self.version == "otb2013" else row.otb50)
         ]

@@ -112,7 +112,7 @@ def draw_curves(file: Path, trackers: Mapping[str, Curves]) -> None:
         if name == "precision":
             axes.axvline(PIXELS, color="grey", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower left" if name == "success" else "lower right")
+        axes.legend(loc="best")
     with whole_file(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from lightning_vssl.data.sequences import (
+    FolderFiles,
     FrameSequence,
     SequenceSampler,
     TrackedSequence,
@@ -103,6 +104,22 @@ def test_what_does_not_fit_the_frames_is_refused(tmp_path):
         TrackedSequence(frames, boxes, cover=torch.zeros(2))
     with pytest.raises(ValueError, match="two has no frame"):
         FrameSequence("two", ())
+
+
+def test_files_of_a_folder_are_paths_when_asked_for(tmp_path):
+    names = tuple(f"{t:03d}.png" for t in range(5))
+    one, two = (FolderFiles(tmp_path / folder, names) for folder in "ab")
+    paths = [tmp_path / "a" / name for name in names]
+    assert list(one) == paths
+    assert one[-1] == paths[-1]
+    assert one[1:3] == tuple(paths[1:3])
+    assert len(one) == 5
+    assert paths[2] in one
+    assert one != two
+    other = FolderFiles(tmp_path / "c", tuple(f"{t:03d}.png" for t in range(5)))
+    assert all(a is b for a, b in zip(one.names, other.names, strict=True))
+    with pytest.raises(ValueError, match="nothing has no frame"):
+        FrameSequence("nothing", FolderFiles(tmp_path, ()))
 
 
 def test_every_sequence_is_dealt_once_whatever_the_ranks():

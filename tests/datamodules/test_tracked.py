@@ -8,7 +8,7 @@ from PIL import Image
 from lightning_vssl.data.synthetic_annotated import GOT10kLayout, OTBLayout
 from lightning_vssl.data.track_files import TrackFiles, read_boxes, read_numbers
 from lightning_vssl.datamodules.got10k import GOT10k
-from lightning_vssl.datamodules.otb import OTB, _official
+from lightning_vssl.datamodules.otb import OTB, official_sequences
 
 
 def images(folder, names, size=(40, 30)):
@@ -38,7 +38,7 @@ def built_in(tmp_path_factory):
 
 
 def test_the_table_of_otb_is_that_of_the_benchmark():
-    rows = {row.name: row for row in _official()}
+    rows = {row.name: row for row in official_sequences()}
     assert len(rows) == 100
     assert len({row.folder for row in rows.values()}) == 98
     assert sum(row.frames for row in rows.values()) == 59_040
