@@ -128,7 +128,8 @@ class KeyFrameClip(Clips):
         if self.fps is not None:
             return _shown(times, second + offset / self.fps)[None]
         key = _shown(times, np.array([second]))
-        return np.clip(key + offset, 0, len(times) - 1)[None]
+        frames: Indices = np.clip(key + offset, 0, len(times) - 1)  # (T,)
+        return frames[None]
 
     def sample(self, times: Times, rng: np.random.Generator) -> Indices:
         """The frames around the middle of the video; see `Clips.sample`."""
