@@ -159,7 +159,7 @@ def test_it_learns_to_follow_and_writes_what_it_did(root, tmp_path):
     torch.manual_seed(0)
     model = probe(paper={"miou": 60.0})
     data = GOT10kClips(root, frames=8, size=32, batch_size=4)
-    fit = trainer(tmp_path / "fit", max_epochs=60, limit_val_batches=0)
+    fit = trainer(tmp_path / "fit", max_epochs=40, limit_val_batches=0)
     fit.fit(model, data)
     trainer(tmp_path).test(model, data, verbose=False)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -169,7 +169,7 @@ def test_it_learns_to_follow_and_writes_what_it_did(root, tmp_path):
     assert result["clips"] == 4 * 3
     assert result["protocol"]["frozen_stages"] == []
     assert result["protocol"]["data"]["size"] == 32
-    assert result["training"]["epochs_trained"] == 60
+    assert result["training"]["epochs_trained"] == 40
     assert result["method"] == "untouched"
 
 
