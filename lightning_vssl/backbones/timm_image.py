@@ -10,6 +10,7 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lightning_vssl.backbones.base import IMAGENET_PIXELS, Backbone, Pixels, as_pixels
@@ -64,7 +65,9 @@ class TimmNet(Backbone):
     it, the last with the final norm. A Swin takes images whose sides are multiples of 4, its masks
     are made for them. Any other network that timm builds with ``features_only`` has the maps that
     timm offers, named ``layer1``, ``layer2``, ... from the finest to the coarsest, or ``stem`` and
-    ``layer1`` to ``layer4`` where there are five; what lies behind the last is left out.
+    ``layer1`` to ``layer4`` where there are five; what lies behind the last is left out. A vision
+    transformer takes images whose sides are multiples of its patch; where they have not the size it
+    was made for, its position embedding is scaled.
 
     Batch norms that carry their activation inside (EfficientNet, RegNet, DenseNet and others) are
     held apart from it, under the same names in the state dict: torch would lose the activation
@@ -300,8 +303,10 @@ def _swin(
 
 
 def _any(name: str, drop_path: float | None) -> _Built:
+    transformer = timm.model_entrypoint(name).__module__ == VisionTransformer.__module__
+    sizes = {"dynamic_img_size": True} if transformer else {}  # others take any as they are
     try:
-        net: Any = timm.create_model(name, features_only=True, drop_path_rate=drop_path)
+        net: Any = timm.create_model(name, features_only=True, drop_path_rate=drop_path, **sizes)
     except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"timm gives no feature maps of {name} as asked for (drop_path={drop_path}): {error}"

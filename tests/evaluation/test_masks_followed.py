@@ -154,15 +154,17 @@ def test_patches_get_whole_frames_of_them(root):
         list(by_cells(size=30).follow(frames, mask))
 
 
-def test_transformer_of_patches():
-    """A ViT of timm, at the size it was made for."""
+@pytest.mark.parametrize("size", [(224, 224), (90, 160)])
+def test_transformer_of_patches(size):
+    """A ViT of timm, at the size it was made for and at that of a frame."""
     module = MaskPropagation(
-        backbone=TimmNet("vit_tiny_patch16_224"), stage=None, restride=(), size=224, multiple=16
+        backbone=TimmNet("vit_tiny_patch16_224"), stage=None, restride=(), size=None, multiple=16
     )
-    frames = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    mask = torch.zeros(224, 224, dtype=torch.uint8)
-    mask[50:150, 50:150] = 1
-    assert [one.shape for one in module.features(frames)] == [(14, 14, 192)] * 2
+    frames = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    mask = torch.zeros(size, dtype=torch.uint8)
+    mask[20:70, 50:150] = 1
+    grid = {224: (14, 14), 90: (6, 10)}[size[0]]
+    assert [one.shape for one in module.features(frames)] == [(*grid, 192)] * 2
     assert len(list(module.follow(frames, mask))) == 2
 
 
