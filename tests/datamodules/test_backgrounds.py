@@ -8,8 +8,11 @@ from timm.data import ImageNetInfo
 
 from lightning_vssl.data.backgrounds import VARIANTS
 from lightning_vssl.data.clips import UniformClips
+from lightning_vssl.data.foregrounds import read_puppet
 from lightning_vssl.data.imagenet9 import CLASSES, SYNSETS, label_of, superclasses
 from lightning_vssl.data.manifest import build_manifest
+from lightning_vssl.data.synthetic import OBJECTS, draw
+from lightning_vssl.data.synthetic_annotated import JHMDBLayout
 from lightning_vssl.data.windows import CentreSquare
 from lightning_vssl.datamodules.imagenet9 import ImageNet9
 from lightning_vssl.datamodules.jhmdb import JHMDB
@@ -235,3 +238,23 @@ class TestImageNet9:
         assert len(CLASSES) == len(SYNSETS) == 9
         with pytest.raises(ValueError, match="ImageNet's 1,000 classes or of its own 9, got 101"):
             superclasses(101)
+
+
+def test_the_built_in_layout_is_read_with_its_masks(tmp_path):
+    layout = JHMDBLayout(tmp_path / "one", 16, 0)
+    again = JHMDBLayout(tmp_path / "two", 16, 0)
+    for one in (layout, again):
+        one.write(4)  # the first whose masks end early
+        one.finish()
+    split, index = layout.place(4)
+    count = len(list((layout.root / "Rename_Images").rglob("*.png")))
+    drawn = draw(0, index, split, size=(240, 320), frames=count, fps=30.0, borders="bounce")
+    file = layout.target(4) / "puppet_mask.mat"
+    actor = drawn.masks == 1
+    assert np.array_equal(read_puppet(file, count)[:-2], actor[:-2])
+    assert np.array_equal(read_puppet(file, count)[-1], actor[-3])  # the last one is repeated
+    assert file.read_bytes() == (again.target(4) / "puppet_mask.mat").read_bytes()
+    entries, classes = JHMDB(layout.root).entries("train")
+    paths = {entry.path: classes[entry.label] for entry in entries}
+    own = layout.target(4).relative_to(layout.root / "puppet_mask").as_posix()
+    assert paths[f"Rename_Images/{own}"] == OBJECTS[drawn.object].lower()
