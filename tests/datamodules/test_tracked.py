@@ -27,7 +27,7 @@ def otb_sequence(root, name, lines, names, file="groundtruth_rect.txt"):
 def built_in(tmp_path_factory):
     root = tmp_path_factory.mktemp("built-in")
     otb = OTBLayout(root / "otb", 32, 0)
-    for number in (0, 1, 2, 7, 15, 23):  # one of the last three has two targets
+    for number in (0, 1, 7):  # commas, tabs; the last has two targets
         otb.write(number)
     got10k = GOT10kLayout(root / "got10k", 64, 0)
     for number in (0, 48, 56):
@@ -157,7 +157,7 @@ def test_two_targets_are_two_sequences_with_their_attributes(tmp_path):
 
 def test_built_in_otb_is_read(built_in):
     sequences = OTB(built_in / "otb", version="found").sequences("test")
-    assert len(sequences) > 6
+    assert [s.name for s in sequences] == ["Demo00001", "Demo00002", "Demo00008.1", "Demo00008.2"]
     for sequence in sequences:
         height, width = sequence.frames.size
         assert sequence.frames.frame(0).shape == (3, height, width)
