@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_vssl.metrics.neighbours import first_of_each
 
@@ -313,15 +314,17 @@ class RegionAndContour(Metric):
     higher_is_better = True
     full_state_update = False
 
-    rows: Tensor
+    rows: list[Tensor]
 
     def __init__(self, tolerance: float = TOLERANCE) -> None:
         super().__init__()
         tolerance_radius(1, 1, tolerance)
         self.tolerance = tolerance
         self.sequences: tuple[SequenceScores, ...] = ()
-        # Index, object, then mean, recall and decay of J and of F. No list: a rank may have none.
-        self.add_state("rows", torch.zeros(0, 8, dtype=torch.float64), dist_reduce_fx="cat")
+        # Index, object, then mean, recall and decay of J and of F, one object after the other: flat
+        # and float64, because torchmetrics makes up such a tensor for a rank without sequences.
+        self.set_dtype(torch.float64)
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, truth: Tensor, masks: Tensor, index: int) -> None:
         """Adds a sequence; see `score_sequence` for what is refused."""
@@ -331,7 +334,7 @@ class RegionAndContour(Metric):
             [index, number, *statistics(j), *statistics(f)]
             for number, (j, f) in enumerate(zip(region, contour, strict=True), start=1)
         ]
-        self.rows = torch.cat([self.rows, torch.tensor(rows, dtype=torch.float64).to(self.rows)])
+        self.rows.append(torch.tensor(rows, dtype=torch.float64, device=self.device).flatten())
 
     def compute(self) -> dict[str, float]:
         """The seven numbers, as fractions.
@@ -341,8 +344,8 @@ class RegionAndContour(Metric):
         """
         if len(self.rows) == 0:
             raise ValueError("no sequence was added: nothing to compare")
-        named = (self.rows[:, 0] * 256 + self.rows[:, 1]).long()
-        table = self.rows[first_of_each(named)]
+        table = dim_zero_cat(self.rows).reshape(-1, 8)
+        table = table[first_of_each((table[:, 0] * 256 + table[:, 1]).long())]
         self.sequences = tuple(
             _scores(table[table[:, 0] == index]) for index in sorted(set(table[:, 0].tolist()))
         )
