@@ -304,7 +304,7 @@ def _swin(
 
 def _any(name: str, drop_path: float | None) -> _Built:
     transformer = timm.model_entrypoint(name).__module__ == VisionTransformer.__module__
-    sizes = {"dynamic_img_size": True} if transformer else {}  # others take any as they are
+    sizes: dict[str, Any] = {"dynamic_img_size": True} if transformer else {}  # others take any
     try:
         net: Any = timm.create_model(name, features_only=True, drop_path_rate=drop_path, **sizes)
     except (AttributeError, RuntimeError, TypeError) as error:
