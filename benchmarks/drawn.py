@@ -61,7 +61,7 @@ class Videos:
     tubes: Tensor | None = None
 
 
-def _colours(seed: int, index: int, split: Split, count: int) -> np.ndarray:
+def colours_apart(seed: int, index: int, split: Split, count: int) -> np.ndarray:
     """Colours (count, 3) that differ in lightness, so that grey tells them apart."""
     rng = np.random.default_rng([seed, index, split == "test"])
     while True:
@@ -99,7 +99,7 @@ def drawn_videos(
         shown, painted = drawn.masks[:LENGTH], drawn.frames[:LENGTH]
         if flat:
             shown = (shown == 1).astype(np.uint8) if main_only else shown
-            painted = _colours(seed, index, split, len(drawn.objects) + 1)[shown]
+            painted = colours_apart(seed, index, split, len(drawn.objects) + 1)[shown]
         pixels = torch.from_numpy(painted).permute(0, 3, 1, 2)  # (T, 3, H, W)
         size = (STORED, STORED)
         frames[index] = F.interpolate(pixels, size, mode="bilinear", antialias=True)

@@ -22,6 +22,7 @@ from lightning_vssl.data.decode import probe
 from lightning_vssl.data.synthetic import make_demo
 from lightning_vssl.data.tubes import Tube, TubeFile, tube_table, write_tubes
 from lightning_vssl.run import RunCLI, flat
+from tests.datamodules.background_files import lay_out_backgrounds, write_imagenet9
 from tests.datamodules.clickme_files import blobs, write
 
 HERE = Path(__file__).parent
@@ -35,7 +36,16 @@ DATA = {
     "VGGSound": "vggsound",
     "ImageFolder": "images",
     "ClickMe": "clickme",
+    "AVA": "ava",
+    "AVAKinetics": "ava",
+    "DAVIS": "davis",
+    "GOT10kClips": "got10k",
+    "ImageNet9": "imagenet9",
+    "JHMDB": "jhmdb",
+    "MiniKinetics": "kinetics",
 }
+# Data of which nothing is listed beforehand: they know no folder for lists.
+UNLISTED = ("ClickMe", "DAVIS", "GOT10kClips", "TrackingPairs")
 COUNT = {"images": 40}  # fewer lack some test images' classes in training
 ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
 
@@ -56,6 +66,9 @@ def command_of(recipe):
         "eval/retrieval_previts",
         "eval/imagenet_knn",
         "eval/attention_saliency",
+        "eval/davis",
+        "eval/davis_crw",
+        "eval/davis2016_gradcam",
     )
     return "test" if name_of(recipe) in untrained else "fit"
 
@@ -105,6 +118,8 @@ def videos(tmp_path_factory):
         folder = tmp_path_factory.mktemp("videos") / layout
         if layout == "clickme":
             return str(write(folder, *blobs(6)))
+        if layout == "imagenet9":
+            return str(write_imagenet9(folder))
         if layout not in made:
             made[layout] = make_demo(
                 folder, layout, videos=COUNT.get(layout, 16), workers=1, progress=False
@@ -213,11 +228,18 @@ class TestSmall:
     def test_runs(self, recipe, videos, tmp_path):
         settings = yaml.safe_load(recipe.read_text())
         kind = settings["data"]["class_path"].rpartition(".")[2]
-        root = videos(DATA.get(kind, "demo"))
         command = command_of(recipe)
         words = ["--config", str(recipe), "--config", str(RECIPES / "overlay" / "cpu.yaml")]
-        words += ["--config", str(self.small(recipe)), "--data.root", root]
-        if kind != "ClickMe":
+        words += ["--config", str(self.small(recipe))]
+        if kind == "TrackingPairs":
+            words += ["--data.train.init_args.root", videos("got10k")]
+            words += ["--data.test.init_args.root", videos("otb")]
+            words += ["--data.test.init_args.version", "found"]
+        else:
+            root = videos(DATA.get(kind, "demo"))
+            words += ["--data.root", root]
+            lay_out_backgrounds(settings["data"]["init_args"], Path(root))
+        if kind not in UNLISTED:
             words += ["--data.cache_dir", str(tmp_path / "cache")]
         if command == "predict":
             lay_out(settings, Path(root))
@@ -240,7 +262,8 @@ class TestSmall:
             assert result["complete"] is False
             assert result["protocol"]["data"]["class"] == kind
             assert result["paper"] == (settings["model"]["init_args"].get("paper") or {})
-            least = -100 if kind == "ClickMe" else 0  # a correlation
+            signed = kind in ("ClickMe", "DAVIS")  # a correlation, a decay
+            least = -100 if signed else 0
             assert all(least <= number <= 100 for number in result["results"].values())
         else:
             assert (folder / "export" / "backbone.safetensors").is_file()
@@ -308,6 +331,12 @@ def check_job(folder):
         assert tubes.videos == 8  # of the sixteen, for training
         assert tubes.parameters.items() <= told.items()
         assert json.loads((folder / "usable.json").read_text())["videos"] == 8
+        return
+    if told["job"] == "BackgroundJob":
+        rows = pq.read_table(folder / "variants.parquet").to_pylist()
+        assert len(rows) == 8
+        assert {row["error"] for row in rows} <= {"", None}
+        assert len(list((folder / "variants" / "original").rglob("*.mp4"))) == 8
         return
     boxes = BoxFile(folder / "boxes.parquet", cache_dir=folder.parent)
     assert boxes.videos == 8  # of the sixteen, for training
