@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 DEBUG = "LIGHTNING_VSSL_DEBUG"
-_VIDEO_ERRORS = ("UnreadableVideo", "TooManyUnreadable")
-_WORKER_ERRORS = (*_VIDEO_ERRORS, "ValueError", "FileNotFoundError", "OSError")
+_MEDIA_ERRORS = ("UnreadableVideo", "TooManyUnreadable", "UnreadableFrame")
+_WORKER_ERRORS = (*_MEDIA_ERRORS, "ValueError", "FileNotFoundError", "OSError")
 
 
 def main(args: "ArgsType" = None) -> None:
@@ -61,9 +61,9 @@ def _tool(name: str, arguments: list[str]) -> None:
 def _plain(error: Exception) -> str | None:
     """Says what the user can mend, or None for anything else.
 
-    That is: a ValueError, an OSError or unreadable videos raised by this package's own code, here
-    or in a worker that reads videos; an argument that a constructor refused; and a full disk
-    whoever met it.
+    That is: a ValueError, an OSError or unreadable videos or frames raised by this package's own
+    code, here or in a worker that reads them; an argument that a constructor refused; and a full
+    disk whoever met it.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" {error.filename}" if error.filename else ""
@@ -78,7 +78,7 @@ def _plain(error: Exception) -> str | None:
         return short(str(error))
     if module.startswith("torch."):
         return _in_worker(str(error))
-    known = isinstance(error, ValueError | OSError) or type(error).__name__ in _VIDEO_ERRORS
+    known = isinstance(error, ValueError | OSError) or type(error).__name__ in _MEDIA_ERRORS
     return str(error) if known and module.startswith("lightning_vssl.") else None
 
 

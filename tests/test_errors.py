@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lightning_vssl import cli
@@ -60,6 +61,33 @@ RETRIEVAL = {
         "init_args": {"backbone": BACKBONE, "weights": "weights.safetensors"},
     },
 }
+TRACKER = {
+    "trainer": {**PRETRAIN["trainer"], "default_root_dir": "runs/tracker"},
+    "model": {
+        "class_path": "lightning_vssl.evaluation.tracking.SiamFC",
+        "init_args": {
+            "backbone": BACKBONE,
+            "stage": "layer1",
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
+            "search": {
+                "class_path": "lightning_vssl.tracking.siamese.SiameseSearch",
+                "init_args": {"exemplar": 31, "search": 63},
+            },
+        },
+    },
+    "data": {
+        "class_path": "lightning_vssl.datamodules.tracking_pairs.TrackingPairs",
+        "init_args": {
+            "train": {
+                "class_path": "lightning_vssl.datamodules.got10k.GOT10k",
+                "init_args": {"root": "got10k"},
+            },
+            "exemplar": 31,
+            "search": 63,
+            "batch_size": 1,
+        },
+    },
+}
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +95,7 @@ def _somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("pretrain.yaml").write_text(yaml.safe_dump(PRETRAIN))
     Path("retrieval.yaml").write_text(yaml.safe_dump(RETRIEVAL))
+    Path("tracker.yaml").write_text(yaml.safe_dump(TRACKER))
 
 
 def videos(*names, frames=8):
@@ -201,6 +230,31 @@ def test_videos_that_break_in_the_middle(workers):
     assert "of 4 videos could not be read" in said
     assert any(f"{name}.mkv" in said for name in "abcd")
     assert "max_unreadable" in said
+
+
+def cut_off_frames():
+    """A sequence of GOT-10k in train and in val, all frames of which but the first are cut off."""
+    for split in ("train", "val"):
+        folder = Path("got10k", split, "one")
+        folder.mkdir(parents=True)
+        (folder.parent / "list.txt").write_text("one\n")
+        for number in range(4):
+            frame = folder / f"{number + 1:08d}.jpg"
+            Image.effect_noise((120, 90), 80).save(frame)
+            frame.write_bytes(frame.read_bytes()[: None if number == 0 else -900])
+        (folder / "groundtruth.txt").write_text("40,30,30,30\n" * 4)
+        (folder / "cover.label").write_text("8\n" * 4)
+        (folder / "absence.label").write_text("0\n" * 4)
+
+
+@pytest.mark.parametrize("command", ["test", "fit"])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_frames_that_are_cut_off(command, workers):
+    cut_off_frames()
+    said = stopped(command, "--config", "tracker.yaml", "--data.num_workers", workers)
+    assert f"got10k/{'val' if command == 'test' else 'train'}/one/0000000" in said
+    assert "truncated" in said
+    assert "\n" not in said.partition("\n(LIGHTNING_VSSL_DEBUG")[0]
 
 
 def test_full_disk_while_a_checkpoint_is_written(monkeypatch):

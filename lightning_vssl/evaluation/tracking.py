@@ -6,8 +6,7 @@ et al., CVPR 2022, section 4.2) fine-tunes a 3-D network, of which it takes the 
 """
 
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -21,7 +20,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.restride import First
 from lightning_vssl.backbones.restride import restride as densify
 from lightning_vssl.data.crops import crop_squares
-from lightning_vssl.data.sequences import TrackedSequence
+from lightning_vssl.data.sequences import TrackedSequence, with_neighbours
 from lightning_vssl.data.track_files import KeepsTracks
 from lightning_vssl.evaluation.base import Batch, Evaluation, training_arguments
 from lightning_vssl.evaluation.tracking_report import write_report
@@ -42,33 +41,6 @@ RESULTS = "SiamFC"
 """Folder of the result files, which the toolkits name a tracker after."""
 
 _STATE = "siamfc"  # what a checkpoint holds beside the weights
-
-
-def with_neighbours(frames: Iterable[Tensor], neighbours: int) -> Iterator[list[Tensor]]:
-    """Gives every frame with those around it; the first and the last stand in for what is beyond.
-
-    Args:
-        frames: The frames in order.
-        neighbours: Frames n on each side.
-
-    Yields:
-        For each frame, 2n + 1 frames, itself in the middle.
-    """
-    window: deque[Tensor] = deque(maxlen=2 * neighbours + 1)
-    for frame in _padded(frames, neighbours):
-        window.append(frame)
-        if len(window) == window.maxlen:
-            yield list(window)
-
-
-def _padded(frames: Iterable[Tensor], neighbours: int) -> Iterator[Tensor]:
-    last: Tensor | None = None
-    for frame in frames:
-        yield from [frame] * (neighbours if last is None else 0)
-        yield frame
-        last = frame
-    if last is not None:
-        yield from [last] * neighbours
 
 
 class SiamFC(Evaluation):

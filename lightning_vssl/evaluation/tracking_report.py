@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_vssl.data.atomic import whole_file
 from lightning_vssl.data.track_files import TrackFiles
-from lightning_vssl.metrics.tracking import PIXELS, Tracked, TrackingMetric
+from lightning_vssl.metrics.tracking import PIXELS, AnnotatedTrack, TrackingMetric
 
 TABLE = "sequences.csv"
 CURVES = "curves.png"
@@ -30,7 +30,7 @@ _AXES = {
 
 
 def score_files(
-    sequences: Iterable[Tracked], files: TrackFiles, metric: TrackingMetric
+    sequences: Iterable[AnnotatedTrack], files: TrackFiles, metric: TrackingMetric
 ) -> dict[str, float]:
     """Scores what a tracker wrote.
 

@@ -212,7 +212,7 @@ def visible_overlaps(
     return torch.from_numpy(_overlaps(_inside(found[seen], size), _inside(true[seen], size)))
 
 
-class Tracked(Protocol):
+class AnnotatedTrack(Protocol):
     """What a metric wants to know of a sequence, such as `lightning_vssl.data.sequences` has."""
 
     @property
@@ -260,7 +260,7 @@ class TrackingMetric(Metric):
         self.table: dict[str, dict[str, float]] = {}
         self.curves: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def update(self, sequence: Tracked, predicted: Tensor) -> None:
+    def update(self, sequence: AnnotatedTrack, predicted: Tensor) -> None:
         """Adds a sequence.
 
         Args:
@@ -289,7 +289,7 @@ class TrackingMetric(Metric):
         row = torch.from_numpy(np.concatenate([letters, *numbers]))  # float64
         self.rows.append(row.to(self.device))
 
-    def _numbers(self, sequence: Tracked, boxes: Tensor, truth: Tensor) -> list[Array]:
+    def _numbers(self, sequence: AnnotatedTrack, boxes: Tensor, truth: Tensor) -> list[Array]:
         """What is kept of a sequence, always as many numbers."""
         raise NotImplementedError
 
@@ -320,7 +320,7 @@ class OnePassEvaluation(TrackingMetric):
             raise ValueError(f"convention must be got10k or pysot, got {convention!r}")
         self.convention: Convention = convention
 
-    def _numbers(self, sequence: Tracked, boxes: Tensor, truth: Tensor) -> list[Array]:
+    def _numbers(self, sequence: AnnotatedTrack, boxes: Tensor, truth: Tensor) -> list[Array]:
         curves = one_pass(boxes, truth, self.convention)
         return [np.array([len(truth)]), *(curve.numpy() for curve in curves)]
 
@@ -358,7 +358,7 @@ class AverageOverlap(TrackingMetric):
         rounded: Judge boxes as they stand in a result file, of three decimals.
     """
 
-    def _numbers(self, sequence: Tracked, boxes: Tensor, truth: Tensor) -> list[Array]:
+    def _numbers(self, sequence: AnnotatedTrack, boxes: Tensor, truth: Tensor) -> list[Array]:
         cover = torch.ones(len(truth)) if sequence.cover is None else sequence.cover
         overlaps = visible_overlaps(boxes, truth, cover, sequence.size).numpy()
         above = len(overlaps) - _at_most(overlaps, _FINE)

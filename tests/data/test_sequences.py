@@ -15,6 +15,7 @@ from lightning_vssl.data.sequences import (
     TrackedSequence,
     UnreadableFrame,
     read_frame,
+    with_neighbours,
 )
 from lightning_vssl.datamodules.sequences import SequenceDataModule
 
@@ -75,6 +76,17 @@ def test_grey_and_palette_become_rgb(tmp_path):
     palette.save(tmp_path / "palette.png")
     assert read_frame(tmp_path / "grey.png")[:, 0, 0].tolist() == [9, 9, 9]
     assert read_frame(tmp_path / "palette.png")[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_neighbours_repeat_the_edges(count, neighbours):
+    frames = [torch.tensor(t) for t in range(count)]
+    found = [[int(f) for f in around] for around in with_neighbours(frames, neighbours)]
+    assert found == [
+        [min(max(t + d, 0), count - 1) for d in range(-neighbours, neighbours + 1)]
+        for t in range(count)
+    ]
 
 
 def test_a_cut_off_frame_is_named_when_its_turn_comes(tmp_path):

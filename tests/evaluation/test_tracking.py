@@ -16,7 +16,7 @@ from lightning_vssl.data.sequences import FrameSequence, TrackedSequence
 from lightning_vssl.data.track_files import TrackFiles
 from lightning_vssl.datamodules.sequences import SequenceDataModule
 from lightning_vssl.datamodules.tracking_pairs import TrackingPairs
-from lightning_vssl.evaluation.tracking import SiamFC, with_neighbours
+from lightning_vssl.evaluation.tracking import SiamFC
 from lightning_vssl.metrics.tracking import box_overlaps
 from lightning_vssl.tracking.siamese import SiameseSearch
 from tests.evaluation.small import trainer
@@ -134,17 +134,6 @@ class TestFollows:
 
 
 class TestNeighbours:
-    @pytest.mark.parametrize("neighbours", [0, 1, 2])
-    @pytest.mark.parametrize("count", [0, 1, 2, 5])
-    def test_repeat_the_edges(self, count, neighbours):
-        frames = [torch.tensor(t) for t in range(count)]
-        found = [[int(f) for f in around] for around in with_neighbours(frames, neighbours)]
-        expected = [
-            [min(max(t + d, 0), count - 1) for d in range(-neighbours, neighbours + 1)]
-            for t in range(count)
-        ]
-        assert found == expected
-
     def test_only_the_centre_is_kept(self):
         """A net that tells time: the slice kept is that of the middle frame, strided or not."""
 
