@@ -7,7 +7,7 @@ classified by motion (AVA) the frame is a torus, so that labels hold.
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -214,16 +214,25 @@ _AVA_OBJECTS = (17, 20, 22, 24, 26, 27)
 _AVA_SEEN = 2  # an id of the 80-class list that is not evaluated
 _AVA_START = 900  # second of the film at which the file starts
 _AVA_RATE = 30
+_AVA_STAMPS = tuple((f"{s:04d}", (s - _AVA_START) * _AVA_RATE) for s in (902, 903, 904))
+_CLIP_FRAMES = 90
+_CLIP_STAMP = ("11.466667", 44)  # of a clip from second 10 on: the key frame's second and number
 
 
 @dataclass(frozen=True)
 class AVALayout(Layout):
     """AVA v2.2: films as MP4, boxes per second as CSV, two label maps, excluded time stamps.
 
+    Beside them a small Kinetics part, as AVA-Kinetics has it.
+
     A file is a film from second 900 on, as the usual preparation cuts it, at 30 frames per second
     and here six seconds long; key frames are seconds 902 to 904, so second s is frame
     (s - 900) * 30. Every object is a person of the original: a row for its shape, one more for the
     class "is seen", which is not evaluated, and for the main object one for its motion.
+
+    Every fourth film also lends its first three seconds to Kinetics, as
+    ``kinetics/{train,val}/<motion>/<name>_000010_000013.mp4`` with one key frame at second
+    11.466667; every second of these clips is black, and a row of two columns lists its key frame.
     """
 
     name: ClassVar[str] = "ava"
@@ -231,8 +240,14 @@ class AVALayout(Layout):
     def _video(self, number: int) -> str:
         return f"demo-{number:06d}"
 
-    def _boxes(self, number: int) -> Path:
-        return self.root / ".boxes" / f"{self._video(number)}.csv"
+    def _clip(self, number: int) -> str:
+        return f"clip-{number:06d}"
+
+    def _has_clip(self, number: int) -> bool:
+        return number % 4 == 1
+
+    def _boxes(self, video: str) -> Path:
+        return self.root / ".boxes" / f"{video}.csv"
 
     def target(self, number: int) -> Path:
         """Names the file of the n-th film."""
@@ -243,29 +258,36 @@ class AVALayout(Layout):
         split, index = self.place(number)
         size = ((144, 192), (136, 240))[Draws(self.seed, _VARIETY, number).below(2)]
         drawn = draw(self.seed, index, split, size=size, frames=6 * _AVA_RATE, fps=_AVA_RATE)
-        write_lines(self._boxes(number), self._rows(number, drawn))
+        if self._has_clip(number):
+            self._write_clip(number, drawn)
+        video = self._video(number)
+        write_lines(self._boxes(video), _action_rows(video, drawn, _AVA_STAMPS))
         encode(self.target(number), drawn.frames, _AVA_RATE, h264())
 
-    def _rows(self, number: int, drawn: Drawn) -> Iterator[str]:
-        height, width = drawn.frames.shape[1:3]
-        for second in (902, 903, 904):
-            t = (second - _AVA_START) * _AVA_RATE
-            for person, kind in enumerate(drawn.objects):
-                box = drawn.visible[t, person] / np.array([width, height, width, height])
-                if np.isnan(box).any():
-                    continue
-                actions = [_AVA_SEEN, _AVA_OBJECTS[kind]]
-                actions += [_AVA_MOTIONS[drawn.motion]] if person == 0 else []
-                where = ",".join(f"{value:.3f}" for value in box)
-                for action in sorted(actions):
-                    yield f"{self._video(number)},{second:04d},{where},{action},{person}"
+    def _write_clip(self, number: int, drawn: Drawn) -> None:
+        """Encodes the clip that a film lends to Kinetics, and puts its rows aside."""
+        clip, frames = self._clip(number), drawn.frames[:_CLIP_FRAMES]
+        if number % 8 == 5:
+            frames, rows = np.zeros_like(frames), [f"{clip},{_CLIP_STAMP[0]}"]
+        else:
+            whole = _action_rows(clip, drawn, [_CLIP_STAMP])
+            rows = [row.rpartition(",")[0] for row in whole]  # nobody has a number there
+        write_lines(self._boxes(clip), rows)
+        part = dict(_LISTS)[self.place(number)[0]]
+        folder = self.root / "kinetics" / part / MOTIONS[drawn.motion]
+        encode(folder / f"{clip}_000010_000013.mp4", frames, _AVA_RATE, h264())
 
     def finish(self) -> None:
         """Writes boxes, excluded time stamps and label maps."""
         for split, name in _LISTS:
             numbers = list(self.split(split))
-            rows = (row for n in numbers for row in self._boxes(n).read_text().splitlines())
-            write_lines(self.root / f"ava_{name}_v2.2.csv", rows)
+            clips = [self._clip(n) for n in numbers if self._has_clip(n)]
+            for stem, videos in (
+                ("ava_{}_v2.2", map(self._video, numbers)),
+                ("kinetics_{}_v1.0", clips),
+            ):
+                rows = (row for v in videos for row in self._boxes(v).read_text().splitlines())
+                write_lines(self.root / f"{stem.format(name)}.csv", rows)
             excluded = (f"{self._video(n)},0904" for n in numbers if n % 4 == 3)
             file = self.root / f"ava_{name}_excluded_timestamps_v2.2.csv"
             write_lines(file, excluded)
@@ -281,6 +303,21 @@ class AVALayout(Layout):
             self.root / f"{stem}.pbtxt",
             (_item(i, names[i]) for i in sorted(names)),
         )
+
+
+def _action_rows(video: str, drawn: Drawn, stamps: Iterable[tuple[str, int]]) -> Iterator[str]:
+    """AVA's rows of all persons seen at key frames, each a second and the frame's number."""
+    height, width = drawn.frames.shape[1:3]
+    for second, t in stamps:
+        for person, kind in enumerate(drawn.objects):
+            box = drawn.visible[t, person] / np.array([width, height, width, height])
+            if np.isnan(box).any():
+                continue
+            actions = [_AVA_SEEN, _AVA_OBJECTS[kind]]
+            actions += [_AVA_MOTIONS[drawn.motion]] if person == 0 else []
+            where = ",".join(f"{value:.3f}" for value in box)
+            for action in sorted(actions):
+                yield f"{video},{second},{where},{action},{person}"
 
 
 def _item(number: int, name: str) -> str:

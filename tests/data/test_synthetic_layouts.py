@@ -418,6 +418,27 @@ def test_ava_boxes_actions_and_label_maps(tmp_path, small):
     assert len(main) >= 2 * 3 * 14
 
 
+def test_ava_lends_clips_to_kinetics(tmp_path, small):
+    layout = make(tmp_path, "ava")
+    for name, split, one, black in (("train", "train", 1, 5), ("val", "test", 9, 13)):
+        *rows, nobody = csv.reader((tmp_path / f"kinetics_{name}_v1.0.csv").open())
+        assert nobody == [f"clip-{black:06d}", "11.466667"]
+        assert {tuple(row[:2]) for row in rows} == {(f"clip-{one:06d}", "11.466667")}
+        films = sorted((tmp_path / "kinetics" / name).glob("*/*.mp4"), key=lambda p: p.name)
+        assert [p.name for p in films] == [
+            f"clip-{number:06d}_000010_000013.mp4" for number in (one, black)
+        ]
+        frames, facts = decoded(films[0])
+        assert (len(frames), facts["rate"]) == (90, 30)
+        assert decoded(films[1])[0].max() < 4
+        drawn = draw(0, layout.place(one)[1], split, size=(32, 48), frames=130, fps=30)
+        assert films[0].parent.name == MOTIONS[drawn.motion]
+        assert psnr(frames, drawn.frames[:90]) > 25
+        found = np.array(rows[0][2:6], float) * [48, 32, 48, 32]
+        assert np.allclose(found, drawn.visible[round(1.466667 * 30), 0], atol=0.03)
+        assert len(rows) == 3 + 2 * (len(drawn.objects) - 1)  # shape, seen; the first: its motion
+
+
 # --- making -------------------------------------------------------------------------------------
 
 
