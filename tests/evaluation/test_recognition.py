@@ -6,13 +6,13 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
 from lightning_vssl.backbones.weights import export, load_backbone, sha256
+from lightning_vssl.evaluation.classifiers import average_clips
 from lightning_vssl.evaluation.recognition import (
     AttentiveHead,
     AttentiveProbe,
     FineTune,
     Late,
     LinearProbe,
-    average_clips,
 )
 from lightning_vssl.optim import Cosine, MultiStep
 from tests.evaluation.small import OneLayer, Tensors, trainer, videos
