@@ -5,6 +5,7 @@ Ids count from 1, 0 is background, 255 void. DAVIS-2016 has grey PNG instead, 25
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,8 @@ VOID = 255
 _NEAR = 1  # VFS's palette has 191 where the official one has 192
 
 
-def davis_palette() -> list[int]:
+@cache
+def davis_palette() -> tuple[int, ...]:
     """The official palette: the bits of an id, from the lowest, go to R, G, B from the highest."""
     palette = []
     for name in range(256):
@@ -30,7 +32,7 @@ def davis_palette() -> list[int]:
             for bit in range(8):
                 value |= ((name >> (3 * bit + channel)) & 1) << (7 - bit)
             palette.append(value)
-    return palette
+    return tuple(palette)
 
 
 def read_mask(file: Path, *, union: bool = False) -> NDArray[np.uint8]:
@@ -39,15 +41,17 @@ def read_mask(file: Path, *, union: bool = False) -> NDArray[np.uint8]:
     Args:
         file: PNG with DAVIS's palette, or grey: ids without a palette, or 0 and 255 alone, which
             is DAVIS-2016's background and object.
-        union: Take all objects together, as DAVIS-2016 does: every id becomes 1.
+        union: Take all objects together, as DAVIS-2016 does: every id becomes 1. Grey may then be
+            kept as colours, as it is in some masks of 2016 (bear/00077.png).
 
     Returns:
         Ids, (H, W): 0 background, from 1 objects, 255 void.
 
     Raises:
         UnreadableFrame: If there is no such file, or it is broken or cut off.
-        ValueError: If it holds colours instead of ids, has another palette, or is a mask of
-            DAVIS-2016 where ids are wanted; names the file.
+        ValueError: If it holds colours instead of ids, has another palette, is a mask of
+            DAVIS-2016 where ids are wanted, or has 255 and other greys where it should be one;
+            names the file.
     """
     try:
         with Image.open(file) as image:
@@ -57,6 +61,8 @@ def read_mask(file: Path, *, union: bool = False) -> NDArray[np.uint8]:
         raise UnreadableFrame(file, "no such file") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableFrame(file, str(error)) from error
+    if union and mode in ("RGB", "RGBA") and (pixels[..., :3] == pixels[..., :1]).all():
+        mode, pixels = "L", pixels[..., 0]
     if mode not in ("P", "L", "1"):
         raise ValueError(
             f"{file}: a mask is a PNG with a palette, its pixels ids of objects; this one has "
@@ -65,7 +71,13 @@ def read_mask(file: Path, *, union: bool = False) -> NDArray[np.uint8]:
     ids: NDArray[np.uint8] = pixels.astype(np.uint8)  # (H, W)
     if palette is not None:
         _check_palette(file, palette, ids)
-    grey = mode == "L" and VOID in ids and not np.any((ids > 0) & (ids < VOID))
+    others = bool(np.any((ids > 0) & (ids < VOID)))
+    grey = mode == "L" and VOID in ids and not others
+    if mode == "L" and VOID in ids and others and union:
+        raise ValueError(
+            f"{file}: holds 255 and other greys, which may be an object with soft edges, or void "
+            "and ids: write 0 and 255 alone, or ids with DAVIS's palette"
+        )
     if grey and not union:
         raise ValueError(
             f"{file}: holds 0 and 255 alone, as masks of DAVIS-2016 do, and no ids of objects: "

@@ -48,7 +48,7 @@ def test_written_and_read(tmp_path):
     assert (read_mask(file) == ids()).all()
     with Image.open(file) as image:  # as the official tools read it
         assert image.mode == "P"
-        assert image.getpalette() == davis_palette()
+        assert image.getpalette() == list(davis_palette())
         assert (np.array(image) == ids()).all()
     assert [one.name for one in file.parent.iterdir()] == ["00000.png"]
 
@@ -66,6 +66,31 @@ def test_union(tmp_path):
     assert (read_mask(tmp_path / "grey.png", union=True) == (ids() > 0)).all()
     with pytest.raises(ValueError, match=r"grey.png: holds 0 and 255 alone.*set year: 2016"):
         read_mask(tmp_path / "grey.png")
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_grey_kept_as_colours(tmp_path, alpha):
+    """As bear/00077.png of DAVIS-2016, which has four channels; of real colours none is taken."""
+    there = ids() > 0
+    picture = np.repeat(np.where(there, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
+    if alpha:
+        picture = np.concatenate([picture, np.full_like(picture[..., :1], 255)], axis=2)
+    Image.fromarray(picture).save(tmp_path / "00077.png")
+    assert (read_mask(tmp_path / "00077.png", union=True) == there).all()
+    picture[0, 0, 1] = 7
+    Image.fromarray(picture).save(tmp_path / "00078.png")
+    with pytest.raises(ValueError, match=r"00078.png: .* RGB"):
+        read_mask(tmp_path / "00078.png", union=True)
+
+
+def test_soft_edges_are_refused(tmp_path):
+    """255 would be void beside other greys, and the object lost but for its edge."""
+    soft = np.where(ids() == 1, 255, 0).astype(np.uint8)
+    soft[0, 2:5] = 128
+    Image.fromarray(soft).save(tmp_path / "soft.png")
+    with pytest.raises(ValueError, match=r"soft.png: holds 255 and other greys"):
+        read_mask(tmp_path / "soft.png", union=True)
+    assert set(read_mask(tmp_path / "soft.png").flat) == {0, 128, 255}  # ids and void
 
 
 def test_ids_without_a_palette(tmp_path):
@@ -87,7 +112,7 @@ def test_nearly_the_official_palette(tmp_path):
 
 
 def test_other_palettes_are_refused(tmp_path):
-    other = davis_palette()
+    other = list(davis_palette())
     other[3:6] = [255, 0, 0]
     palette_png(tmp_path / "other.png", ids(), other)
     with pytest.raises(ValueError, match=r"other.png: its palette is not DAVIS's: id 1 has the"):
