@@ -176,6 +176,9 @@ class LabelPropagation:
     def match(self, query: Tensor, first: Tensor, recent: Sequence[Tensor]) -> Matches:
         """The places most like each place of a frame.
 
+        Likenesses are taken in the features' own precision whatever the autocast: rounded to
+        bfloat16, a tenth of the places would vote otherwise.
+
         Args:
             query: Features of the frame, (H, W, C).
             first: Features of the first frame, alike; its places come first.
@@ -184,6 +187,10 @@ class LabelPropagation:
         Returns:
             The ``top`` best.
         """
+        with torch.autocast(query.device.type, enabled=False):
+            return self._match(query, first, recent)
+
+    def _match(self, query: Tensor, first: Tensor, recent: Sequence[Tensor]) -> Matches:
         keys = [first, *recent]
         if self.radius is None:
             return match_whole(query, keys, top=self.top)

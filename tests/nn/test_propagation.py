@@ -52,6 +52,20 @@ def test_equals_naive(tile, radius, begin):
     assert torch.allclose(found, wanted, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"begin": "whole"}, {"radius": None}])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_mixed_precision_changes_nothing(kind, options):
+    """Features that are much alike, as real ones are: bfloat16 would not tell them apart."""
+    drawn = torch.randn(5, 6, 9, 16) + 3 * torch.randn(16)
+    feats = F.normalize(drawn, dim=-1)
+    labels = F.one_hot(torch.randint(0, 3, (6, 9)), 3).float()
+    made = LabelPropagation(**{"radius": 4, **options})
+    plain = list(made(feats, labels))
+    with torch.autocast("cpu", kind):
+        mixed = list(made(feats, labels))
+    assert all(torch.equal(a, b) for a, b in zip(plain, mixed, strict=True))
+
+
 def test_without_radius_all_is_asked():
     first, *recent, query = features(4, 4, 5)
     labels = [torch.rand(4, 5, 2, dtype=torch.float64) for _ in range(3)]
