@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lightning_vssl.data.atomic import whole_file
 from lightning_vssl.data.film import write_film
 from lightning_vssl.data.masks import davis_palette, write_mask
 from lightning_vssl.data.sequences import FrameSequence
@@ -54,7 +55,7 @@ class SavedMasks(Callback):
     """Writes the masks of tests as DAVIS's official tools read them.
 
     ``<folder>/<sequence>/<frame>.png`` in the run's folder, ids with the official palette: what
-    ``evaluation_method.py --results_path`` of davis2017-evaluation takes.
+    ``evaluation_method.py --task semi-supervised --results_path`` of davis2017-evaluation takes.
 
     Args:
         folder: Name of the folder.
@@ -130,4 +131,5 @@ class MaskFilms(Callback):
         write_film(folder / f"{name}.mp4", draw_masks(frames.frames(), masks), self.fps)
         chosen = torch.linspace(0, len(frames) - 1, min(self.columns, len(frames))).round().long()
         shown = draw_masks((frames.frame(int(t)) for t in chosen), masks[chosen])
-        Image.fromarray(np.concatenate(list(shown), axis=1)).save(folder / f"{name}.png")
+        with whole_file(folder / f"{name}.png") as temporary:
+            Image.fromarray(np.concatenate(list(shown), axis=1)).save(temporary, "PNG")
