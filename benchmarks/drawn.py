@@ -292,10 +292,12 @@ def keep(folder: Path | None, name: str, seed: int, backbone: Backbone) -> None:
 
 
 def kept(folder: Path, name: str, seed: int) -> Backbone:
-    """Reads a network that `keep` stored."""
+    """Reads a network that `keep` stored; of one with two last stages, the local one."""
     stored = torch.load(folder / f"{name}-{seed}.pt", weights_only=True)
+    if "endpoint" in stored["config"]["init_args"]:
+        stored["config"]["init_args"]["endpoint"] = "local"
     backbone = build_backbone(stored["config"])
-    backbone.load_state_dict(stored["state"])
+    backbone.load_state_dict({key: stored["state"][key] for key in backbone.state_dict()})
     return backbone.eval()
 
 
