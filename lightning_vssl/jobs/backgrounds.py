@@ -5,7 +5,9 @@ mini-Kinetics counterpart (its supplement): which variants there are, and how ea
 in `lightning_vssl.data.backgrounds`.
 """
 
+import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +113,22 @@ class RenderVariants:
                 video's background cannot be read.
             OSError: If a file cannot be written.
         """
-        frames, masks = self._read(reader, span, None)
+        try:
+            frames, masks = self._read(reader, span, None)
+        except UnreadableVideo as error:
+            if error.path == str(reader.path):
+                raise
+            raise UnreadableVideo(reader.path, str(error)) from error  # name the masks' file
         for variant, file in self.files[reader.path].items():
             background = None
             if variant in MIXED:
-                background = self._background(self.behind[reader.path][variant], frames.shape[1:3])
+                source = self.behind[reader.path][variant]
+                try:
+                    background = self._background(source, frames.shape[1:3])
+                except UnreadableVideo as error:
+                    raise UnreadableVideo(
+                        reader.path, f"its background {source.path} cannot be read: {error}"
+                    ) from error
             pixels = vary(variant, frames, masks, background)
             try:
                 encode(file, pixels, reader.info.fps, self.coding)
@@ -232,17 +245,29 @@ class BackgroundJob(Job):
                 name: Source(paths[other], manifest.rate(other), manifest.span(other))
                 for name, other in sources.items()
             }
+        files = {path: self.files(row) for row, path in enumerate(paths)}
+        taken = Counter(file for made in files.values() for file in made.values())
+        twice = sorted(str(file) for file, times in taken.items() if times > 1)
+        if twice:
+            raise ValueError(
+                f"{len(twice)} files would hold variants of several videos, which have the same "
+                f"class and name: {', '.join(twice[:5])}"
+            )
         coding = Coding(
             "libx264", "mp4", 12, 0, options=(("preset", "veryfast"), ("crf", str(self.quality)))
         )
-        files = {path: self.files(row) for row, path in enumerate(paths)}
         return RenderVariants(
             manifest.root, files, behind, self.foreground, self.short_side, coding
         )
 
     def description(self) -> Mapping[str, object]:
-        """What the videos depend on."""
+        """What the videos depend on; once they are listed, whose background each gets too."""
+        drawn: dict[str, object] = {}
+        if self.manifest is not None and set(MIXED) & set(self.variants):
+            pairs = hashlib.blake2b(self.backgrounds().tobytes(), digest_size=16)
+            drawn = {"backgrounds": pairs.hexdigest()}
         return {
+            **drawn,
             **self.foreground.settings,
             "variants": self.variants,
             "short_side": self.short_side,
@@ -267,7 +292,13 @@ class BackgroundJob(Job):
         if self._backgrounds is None:
             manifest = self._listed()
             paths = [manifest.path(row) for row in range(len(manifest))]
-            usable = manifest.readable & self.foreground.known(paths, manifest.root)
+            known = self.foreground.known(paths, manifest.root)
+            usable = manifest.readable & known
+            if not usable.any():
+                raise ValueError(
+                    f"none of the {len(paths)} {self.split} videos below {manifest.root} has a "
+                    f"foreground ({self.foreground.settings}): backgrounds need some"
+                )
             drawn = draw_backgrounds(manifest.labels, usable, seed=self.seed)
             alone = np.flatnonzero((drawn == np.arange(len(drawn))[:, None]).any(axis=1))
             if len(alone):

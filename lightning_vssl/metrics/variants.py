@@ -54,7 +54,7 @@ def accuracy_by_variant(right: Tensor, variant: Tensor, variants: int) -> Tensor
         (variants,) float64 in [0, 1]; NaN for one without rows.
     """
     rows = torch.bincount(variant, minlength=variants).double()
-    hits = torch.bincount(variant, weights=right.double(), minlength=variants)
+    hits = torch.bincount(variant[right], minlength=variants)
     return hits.double() / rows
 
 

@@ -232,6 +232,16 @@ class TestPuppets:
             read_puppet(file, 3)
         assert str(file) in str(caught.value)
 
+    def test_a_damaged_file_is_named_whatever_the_parser_raises(self, tmp_path):
+        masks = np.random.default_rng(0).integers(0, 2, (24, 32, 5), dtype=np.uint8)
+        file = tmp_path / "puppet_mask.mat"
+        savemat(file, {"part_mask": masks}, do_compression=True)
+        whole = file.read_bytes()
+        for place in (200, len(whole) // 2, len(whole) - 3):  # zlib.error, not scipy's own
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            with pytest.raises(UnreadableVideo, match="not a MATLAB file of puppet masks"):
+                read_puppet(file, 5)
+
     @pytest.mark.parametrize("masks", [{"mask": np.ones((3, 4, 2))}, {"part_mask": "text"}])
     def test_other_variables_are_refused(self, tmp_path, masks):
         file = self.write(tmp_path / "puppet_mask.mat", **masks)

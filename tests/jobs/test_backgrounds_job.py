@@ -1,6 +1,7 @@
 """The job that renders variants of videos: what it makes, resumes and refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -106,11 +107,12 @@ def test_every_variant_is_what_the_functions_make_of_the_clip_and_the_one_it_dre
     assert checked == 8 * 8
 
 
-def test_a_clip_without_masks_is_recorded_so_and_is_nobodys_background(done):
+def test_a_clip_without_masks_is_recorded_so_and_is_nobodys_background(root, done):
     rows = pq.read_table(done / "variants.parquet").to_pylist()
     lost = "Rename_Images/walk/walk_2"
+    file = root / "puppet_mask" / "walk" / "walk_2" / "puppet_mask.mat"
     assert {row["path"]: row["error"] for row in rows if row["error"]} == {
-        lost: "no such file of puppet masks"
+        lost: f"{file}: no such file of puppet masks"
     }
     assert lost not in {row[name] for row in rows for name in MIXED}
 
@@ -154,6 +156,48 @@ def test_a_run_goes_on_where_it_was_killed(root, done, tmp_path, monkeypatch):
     assert sorted(file.relative_to(out) for file in out.rglob("*.mp4")) == names
     same = [(out / n).read_bytes() == (done / n).read_bytes() for n in names]
     assert all(same)
+
+
+def test_a_broken_mask_is_named_with_every_clip_it_costs(root, done, tmp_path):
+    rows = pq.read_table(done / "variants.parquet").to_pylist()
+    broken = rows[0]["mixed_same"]  # another clip of catch
+    copy = shutil.copytree(root, tmp_path / "jhmdb")
+    file = copy / broken.replace("Rename_Images", "puppet_mask") / "puppet_mask.mat"
+    file.write_bytes(b"")
+    run(copy, tmp_path / "out", variants=("mixed_same",), drawn=0)
+    errors = {
+        row["path"]: row["error"]
+        for row in pq.read_table(tmp_path / "out" / "variants.parquet").to_pylist()
+    }
+    assert errors[broken].startswith(f"{file}: not a MATLAB file of puppet masks")
+    wanted = f"its background {copy / broken} cannot be read: {file}: not a MATLAB file"
+    for row in rows:
+        if row["mixed_same"] == broken:
+            assert errors[row["path"]].startswith(wanted)
+        elif row["path"] != broken and not row["error"]:
+            assert not errors[row["path"]]
+
+
+def test_pairs_drawn_from_other_masks_are_another_run(root, done, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "jhmdb")
+    run(copy, tmp_path / "out", variants=("mixed_same",), drawn=0)
+    masks = copy / "puppet_mask" / "walk"
+    shutil.copytree(masks / "walk_1", masks / "walk_2")  # now walk_2 can be drawn
+    with pytest.raises(ValueError, match="other settings \\(backgrounds was"):
+        run(copy, tmp_path / "out", variants=("mixed_same",), drawn=0)
+
+
+def test_no_mask_at_all_and_names_that_meet_are_refused(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "jhmdb")
+    shutil.rmtree(copy / "puppet_mask")
+    with pytest.raises(ValueError, match=r"none of the 9 test videos below .*'puppet_mask'"):
+        run(copy, tmp_path / "out", variants=("mixed_same",))
+    frames = copy / "Rename_Images" / "jump"
+    shutil.copytree(frames / "jump_0", frames / "jump_0.mp4")
+    with (copy / "splits" / "jump_test_split1.txt").open("a") as file:
+        file.write("\njump_0.mp4.avi 2\n")
+    with pytest.raises(ValueError, match=r"1 files would hold variants of several.*jump_0\.mp4"):
+        run(copy, tmp_path / "other", variants=("no_fg",))
 
 
 def test_persons_boxes_make_no_fg(root, tmp_path):
