@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import load_head
@@ -50,7 +51,19 @@ def key_codes(backbone: Backbone, head: nn.Module, keys: Tensor, norms: KeyNorms
 
     Returns:
         Unit vectors, (K, D).
+
+    Raises:
+        ValueError: If a head with batch norms gets a batch of one key.
     """
+    if (
+        norms == "batch"
+        and len(keys) == 1
+        and any(isinstance(m, _BatchNorm) for m in head.modules())
+    ):
+        raise ValueError(
+            "key_norms: batch takes the statistics of the keys of all sequences, and there is one "
+            "sequence: set key_norms: running"
+        )
     with torch.no_grad(), ExitStack() as stack:
         if norms == "batch":
             for module in (backbone, head):

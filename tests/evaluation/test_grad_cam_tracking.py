@@ -231,3 +231,14 @@ def test_bad_input(tmp_path):
     short = squares(tmp_path / "short", frames=2)
     with pytest.raises(ValueError, match="one: 2 frames; three or more"):
         trainer(tmp_path).test(tracking(), short, verbose=False)
+
+
+def test_statistics_of_one_key():
+    """A head with batch norms cannot take them from one sequence; by itself each goes."""
+    head = MLP(3, (4,), 2, norm="batch").eval()
+    keys = torch.rand(1, 3, 1, 8, 8)
+    with pytest.raises(ValueError, match="set key_norms: running"):
+        key_codes(Colours().eval(), head, keys, "batch")
+    assert key_codes(Colours().eval(), head, keys, "running").shape == (1, 2)
+    two = key_codes(Colours().eval(), head, keys.expand(2, -1, -1, -1, -1), "batch")
+    assert two.shape == (2, 2)
