@@ -99,7 +99,7 @@ def frame_map(
     the file; detections in any frame count. ``mmaction2``: no limit; frames without an evaluated
     action are passed over with their detections; the truth of excluded frames still counts as
     missed; actions that were never detected are left out of the mean; boxes without area stay;
-    numbers are in single precision.
+    boxes and scores are in single precision.
 
     Equal scores: within a frame as the heap of the evaluation's reader leaves them (``mmaction2``:
     in the order of the file). Between the frames of an action the originals leave the order to a
@@ -328,9 +328,12 @@ def _right(found: _Side, there: _Side, iou: float, precision: type[np.floating])
 
 
 def _overlap(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Floats:
-    """Intersection over union of boxes (P, 4) and (P, 4), (P,); of two without area 0."""
+    """Intersection over union of boxes (P, 4) and (P, 4), (P,); of two without area 0.
+
+    Sides and areas have the boxes' precision; the intersection is double, as mmaction2's is.
+    """
     low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=1)
+    shared = np.maximum(high - low, 0).astype(np.float64).prod(axis=1)
     either = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared
     return np.asarray(np.divide(shared, either, out=np.zeros_like(shared), where=either > 0))
 

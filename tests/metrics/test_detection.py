@@ -207,8 +207,9 @@ def of_frames(rows: list[Row], cap: int, variant: str) -> dict[Frame, list[Entry
 def overlap(a: Entry, b: Entry, number: type) -> float:
     (y1, x1, y2, x2), (v1, u1, v2, u2) = (map(number, c[2:]) for c in (a, b))
     high, wide = max(min(y2, v2) - max(y1, v1), 0), max(min(x2, u2) - max(x1, u1), 0)
-    union = (y2 - y1) * (x2 - x1) + (v2 - v1) * (u2 - u1) - high * wide
-    return high * wide / union if union > 0 else 0.0
+    shared = np.float64(high) * np.float64(wide)  # as mmaction2 has it beside single areas
+    union = (y2 - y1) * (x2 - x1) + (v2 - v1) * (u2 - u1) - shared
+    return float(shared / union) if union > 0 else 0.0
 
 
 def judged(boxes: list[Entry], guesses: list[Entry], number: type) -> list[tuple[float, bool]]:
