@@ -87,6 +87,12 @@ class TrackingPairs(LightningDataModule):
         self._sampler: KeyedSampler | None = None
         self._resume: tuple[int, int] | None = None
 
+    def prepare_data(self) -> None:
+        """Lets both data sets make what they keep on disk."""
+        self._train.prepare_data()
+        if self._test is not self._train:
+            self._test.prepare_data()
+
     def setup(self, stage: str) -> None:
         """Reads the annotations that a stage needs.
 
@@ -181,10 +187,11 @@ class TrackingPairs(LightningDataModule):
 
 def _described(module: SequenceDataModule[TrackedSequence]) -> dict[str, object]:
     """Class and plain settings of a data module, as far as they concern the data."""
+    aside = {*vars(LightningDataModule()), "cache_dir"}
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(module).items()
         if not name.startswith("_") and isinstance(value, int | float | str | Path)
-        if name not in vars(LightningDataModule()) and not name.startswith("allow_zero_length")
+        if name not in aside and not name.startswith("allow_zero_length")
     }
     return {"class": type(module).__name__, **settings}
