@@ -87,6 +87,26 @@ def read_boxes(file: Path, *, first: int) -> Tensor:
     return torch.from_numpy(table)
 
 
+def read_polygons(file: Path, *, first: int) -> Tensor:
+    """Reads the upright boxes around polygons of four corners, as VOT has them from 2014 to 2019.
+
+    Args:
+        file: Lines of x and y of each corner, in turn.
+        first: Number of the image's first pixel.
+
+    Returns:
+        xyxy in pixels from 0, (F, 4) float64; NaN where the file says so.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is wrong; names the file and the line.
+    """
+    corners = torch.from_numpy(read_numbers(file, 8)).reshape(-1, 4, 2) - first
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    boxes[boxes.isnan().any(1)] = torch.nan
+    return boxes
+
+
 def check_first(boxes: Tensor, frames: FrameSequence, file: Path) -> None:
     """Raises where the first box of a sequence cannot start a tracker.
 

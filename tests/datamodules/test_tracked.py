@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lightning_vssl.data.synthetic_annotated import GOT10kLayout, OTBLayout
-from lightning_vssl.data.track_files import TrackFiles, read_boxes, read_numbers
+from lightning_vssl.data.track_files import TrackFiles, read_boxes, read_numbers, read_polygons
 from lightning_vssl.datamodules.got10k import GOT10k
 from lightning_vssl.datamodules.otb import OTB, official_sequences
 
@@ -66,6 +66,17 @@ def test_boxes_are_read_whatever_separates_them(tmp_path, separator):
     # 1-indexed (1, 1, 3, 2) covers the first three pixels of the first two rows.
     assert read_boxes(file, first=1).tolist() == [[0, 0, 3, 2], [1.5, -4, 5.5, -4]]
     assert read_boxes(file, first=0).tolist() == [[1, 1, 4, 3], [2.5, -3, 6.5, -3]]
+
+
+def test_polygons_become_the_upright_boxes_around_them(tmp_path):
+    file = tmp_path / "groundtruth.txt"
+    file.write_text("30,10,50,20,40,40,20,30\n5.5,1,1,3,2,9,8,4\nnan,1,1,3,2,9,8,4\n")
+    boxes = read_polygons(file, first=1)
+    assert boxes[:2].tolist() == [[19, 9, 49, 39], [0, 0, 7, 8]]
+    assert boxes[2].isnan().all()
+    file.write_text("30,10,50,20,40,40,20,30\n1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"groundtruth\.txt, line 2: expected 8 number"):
+        read_polygons(file, first=1)
 
 
 @pytest.mark.parametrize(
