@@ -103,8 +103,8 @@ def stored(file: Path, settings: dict[str, object]) -> Network:
         return Network(name, content["config"], weights, settings)
     if file.suffix == ".ckpt":
         content = torch.load(file, weights_only=True, map_location="cpu")
-        own = content["hyper_parameters"]
-        own = {key: own[key] for key in KEPT if key in own}
+        told = content["settings"]  # of the command line, each as JSON
+        own = {key: json.loads(told[f"model.init_args.{key}"]) for key in KEPT}
         return Network(name, content["export"]["backbone"], content["state_dict"], settings | own)
     backbone = load_backbone(file)
     weights = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}

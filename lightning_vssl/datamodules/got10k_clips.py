@@ -96,10 +96,15 @@ class GOT10kClips(LightningDataModule):
         """Clips in an order that depends on (seed, epoch) alone.
 
         Raises:
-            ValueError: If the batch does not divide by the processes.
+            ValueError: If the batch does not divide by the processes, or is larger than an epoch.
         """
         if self._train is None:
             raise RuntimeError("no training clips yet: call setup('fit')")
+        if self.batch_size > len(self._train):
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {len(self._train)} clips of an "
+                "epoch, one a sequence: there would be no step"
+            )
         ranks = 1 if self.trainer is None else self.trainer.world_size
         rank = 0 if self.trainer is None else self.trainer.global_rank
         self._sampler = KeyedSampler(len(self._train), seed=self.seed, ranks=ranks, rank=rank)

@@ -103,6 +103,13 @@ def test_a_training_clip_depends_on_seed_epoch_and_index_alone(tmp_path):
         TrajectoryClips(found, kind="test", step=0)
 
 
+def test_an_epoch_without_a_step_is_refused(root):
+    data = GOT10kClips(root, frames=8, size=32, batch_size=5)
+    data.setup("fit")
+    with pytest.raises(ValueError, match="batch_size=5 is more than the 4 clips"):
+        data.train_dataloader()
+
+
 def test_the_overlap_leaves_out_the_given_box_and_hidden_frames():
     truth = torch.tensor([[[0.0, 0, 10, 10]] * 4, [[0, 0, 10, 10]] * 4])
     truth[0, 2:] += torch.tensor([5.0, 0, 5, 0])
