@@ -153,14 +153,20 @@ class RenderVariants:
     def _read(
         self, reader: VideoReader, span: Span, size: tuple[int, int] | None
     ) -> tuple[Pixels, Bools]:
-        """The frames of a video, (T, H, W, 3), and its masks, (T, H, W)."""
+        """The frames of a video, (T, H, W, 3), and its masks, (T, H, W), scaled to ``size``."""
         first, last = np.searchsorted(reader.times, span)
         if first >= last:
             raise UnreadableVideo(reader.path, f"no frame within {span} seconds")
-        if size is None:
-            size = even_size(reader.info.height, reader.info.width, self.short_side)
+        own = even_size(reader.info.height, reader.info.width, self.short_side)
+        size = own if size is None else size
         pixels, _ = reader.read(np.arange(first, last)[None], size=size)
-        masks = self.foreground.masks(reader.path, self.root, reader.times, size)[first:last]
+        masks = self.foreground.masks(reader.path, self.root, reader.times, own)[first:last]
+        if size != own:  # the nearest pixel of each
+            rows, columns = (
+                (2 * np.arange(new) + 1) * old // (2 * new)
+                for new, old in zip(size, own, strict=True)
+            )
+            masks = masks[:, rows[:, None], columns]
         return np.asarray(pixels[0], np.uint8), masks
 
 
@@ -183,7 +189,7 @@ class BackgroundJob(Job):
     variants, in ``drawn/``.
 
     Backgrounds come from the videos of the same split that have masks. Each is drawn once for the
-    whole video, from ``seed`` and the video's place in the list.
+    whole video, from ``seed`` and the video's place in the list, and scaled to the video's frames.
 
     Args:
         foreground: Tells where the foreground is: `Puppets` for JHMDB, `BoxForeground`.

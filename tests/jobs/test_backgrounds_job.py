@@ -187,6 +187,41 @@ def test_pairs_drawn_from_other_masks_are_another_run(root, done, tmp_path):
         run(copy, tmp_path / "out", variants=("mixed_same",), drawn=0)
 
 
+def test_a_background_of_another_shape_is_scaled_and_odd_sides_become_even(tmp_path):
+    """Two clips of one class: 33 x 47 pixels of grey 60, and 24 x 64, dark on the left."""
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "run_test_split1.txt").write_text("odd.avi 2\nwide.avi 2\n")
+    odd, wide = np.full((4, 33, 47, 3), 60, np.uint8), np.full((3, 24, 64, 3), 20, np.uint8)
+    wide[:, :, 32:] = 220
+    seen = {"odd": np.zeros((4, 33, 47)), "wide": np.zeros((3, 24, 64))}
+    seen["odd"][:3, 11:22, :16] = 1  # none in the last frame
+    seen["wide"][:, :6, 32:] = 1  # a quarter of the height: below is most background
+    for name, frames in (("odd", odd), ("wide", wide)):
+        place = tmp_path / "Rename_Images" / "run" / name
+        place.mkdir(parents=True)
+        for t, frame in enumerate(frames):
+            Image.fromarray(frame).save(place / f"{t:05d}.png")
+        (tmp_path / "puppet_mask" / "run" / name).mkdir(parents=True)
+        file = tmp_path / "puppet_mask" / "run" / name / "puppet_mask.mat"
+        savemat(file, {"part_mask": seen[name].transpose(1, 2, 0).astype(np.uint8)})
+    run(tmp_path, tmp_path / "out", variants=("mixed_same", "only_fg"), drawn=0)
+    rows = pq.read_table(tmp_path / "out" / "variants.parquet").to_pylist()
+    assert [(row["error"], row["height"], row["width"]) for row in rows] == [
+        ("", 32, 46),
+        ("", 24, 64),
+    ]
+    assert rows[0]["seen"] == 0.75
+    made = read(tmp_path / "out" / "variants" / "mixed_same" / "run" / "odd.mp4")
+    assert made.shape == (4, 32, 46, 3)
+    for t, frame in enumerate(made):  # four frames on three of background
+        assert np.abs(frame[12:20, 2:12] - (60 if t < 3 else 20)).max() < 12
+        assert np.abs(frame[:6, 2:18] - 20).max() < 12
+        assert np.abs(frame[:, 27:] - 220).max() < 12  # filled from below, where the actor was too
+    behind = read(tmp_path / "out" / "variants" / "mixed_same" / "run" / "wide.mp4")
+    assert np.abs(behind[:, 10:] - 60).max() < 12
+    assert behind.shape == (3, 24, 64, 3)
+
+
 def test_no_mask_at_all_and_names_that_meet_are_refused(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "jhmdb")
     shutil.rmtree(copy / "puppet_mask")
