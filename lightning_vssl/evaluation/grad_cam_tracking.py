@@ -4,10 +4,9 @@ The first frame's object alone is the key; later frames are queries; what is hot
 projection resembles the key's. No track is kept: each frame is asked by itself.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,23 +18,13 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import load_head
 from lightning_vssl.data.masks import MaskedSequence
 from lightning_vssl.evaluation.base import Batch, Evaluation
+from lightning_vssl.evaluation.segmentation import HasMaskedVideos
 from lightning_vssl.metrics.heat_tracking import HeatTracking
 from lightning_vssl.nn.grad_cam import key_foreground, likeness_cam, resize_cam
 from lightning_vssl.nn.heads import MLP
 from lightning_vssl.nn.recompute import norms_by_batch
 
 KeyNorms = Literal["batch", "running"]
-
-
-@runtime_checkable
-class HasMaskedSequences(Protocol):
-    """A data module of videos with masks."""
-
-    split: Literal["train", "val", "test"]
-
-    def sequences(self, split: Literal["train", "val", "test"]) -> Sequence[MaskedSequence]:
-        """All sequences of a split."""
-        ...
 
 
 def key_codes(backbone: Backbone, head: nn.Module, keys: Tensor, norms: KeyNorms) -> Tensor:
@@ -249,7 +238,7 @@ class GradCAMTracking(Evaluation):
             UnreadableFrame: If a first frame or its mask cannot be read.
         """
         module = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(module, HasMaskedSequences):
+        if not isinstance(module, HasMaskedVideos):
             raise ValueError(
                 f"GradCAMTracking follows objects from their first mask, and "
                 f"{type(module).__name__} has no videos with masks: use DAVIS"
