@@ -156,7 +156,7 @@ class RoIHead(nn.Module):
 
 def _still(maps: Tensor) -> Tensor:
     """The mean over time, wide enough for RoIAlign's coordinates: (B, C, H, W)."""
-    return maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(2)
+    return maps.mean(2, dtype=torch.promote_types(maps.dtype, torch.float32))
 
 
 def _config(module: nn.Module, init_args: dict[str, object]) -> dict[str, object]:
