@@ -76,7 +76,8 @@ class ImageNetVID(SequenceDataModule[TrackedSequence]):
             FileNotFoundError: If a snippet has no annotations, or the other way round.
             ValueError: If an annotation is wrong; names the file.
         """
-        for split in ("train", "val"):
+        splits: tuple[SequenceSplit, ...] = ("train", "val")
+        for split in splits:
             if self._annotations(split).is_dir() and not self._table(split).is_file():
                 self._write(split)
 
@@ -148,7 +149,8 @@ class ImageNetVID(SequenceDataModule[TrackedSequence]):
     def _write(self, split: SequenceSplit) -> None:
         """Reads every XML file of a split."""
         snippets = self._snippets(split)
-        rows, lengths = [], []
+        rows: list[tuple[int, ...]] = []
+        lengths: list[int] = []
         for number, snippet in enumerate(snippets):
             folder = self._annotations(split) / snippet
             files = _listed(folder, ".xml")
