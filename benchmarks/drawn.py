@@ -268,6 +268,21 @@ class SmallResNet(Backbone):
         return made
 
 
+class RawPixels(Backbone):
+    """The floor: what a cell of 8 x 8 pixels looks like, without its mean, length 1."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            channels={"pixels": 64}, strides={"pixels": (1, 8)}, init_args={}, pixels=HALF, dims=2
+        )
+
+    def stage(self, name: str, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 64, H // 8, W // 8)."""
+        height, width = (side // 8 * 8 for side in x.shape[-2:])
+        cells = F.pixel_unshuffle(x[..., :height, :width].mean(1, keepdim=True), 8)
+        return F.normalize(cells - cells.mean(1, keepdim=True), dim=1)
+
+
 def fit(method: nn.Module, data: DrawnVideos, steps: int) -> nn.Module:
     """Trains on this process, without output."""
     trainer = Trainer(

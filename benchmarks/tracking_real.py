@@ -26,14 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from drawn import adamw
+from drawn import RawPixels, adamw
 from lightning.pytorch import seed_everything
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lightning_vssl.backbones import TimmNet
-from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import build_backbone, load_backbone
 from lightning_vssl.callbacks.tracked_boxes import draw_boxes
 from lightning_vssl.data.sequences import FrameSequence, TrackedSequence
@@ -45,22 +43,6 @@ from lightning_vssl.tracking.siamese import SiameseSearch
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
 KEPT = ("stage", "restride", "first", "neighbours")  # of a checkpoint's own settings
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-class RawPixels(Backbone):
-    """The floor: what a cell of 8 x 8 pixels looks like, without its mean, length 1."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            channels={"pixels": 64}, strides={"pixels": (1, 8)}, init_args={}, pixels=HALF, dims=2
-        )
-
-    def stage(self, name: str, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 64, H // 8, W // 8)."""
-        height, width = (side // 8 * 8 for side in x.shape[-2:])
-        cells = F.pixel_unshuffle(x[..., :height, :width].mean(1, keepdim=True), 8)
-        return F.normalize(cells - cells.mean(1, keepdim=True), dim=1)
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from drawn import (
     HALF,
     DrawnVideos,
+    RawPixels,
     Videos,
     adamw,
     colours_apart,
@@ -83,20 +83,6 @@ def in_grey(video: Tensor) -> Tensor:
     """Pixels (..., 3, H, W) uint8 without their colour."""
     light = torch.einsum("...chw,c->...hw", video.float(), GREY).round().to(torch.uint8)
     return light.unsqueeze(-3).expand(*light.shape[:-2], 3, *light.shape[-2:]).contiguous()
-
-
-class RawPixels(Backbone):
-    """The floor: what a cell of 8 x 8 pixels looks like, without its mean, length 1."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            channels={"pixels": 64}, strides={"pixels": (1, 8)}, init_args={}, pixels=HALF, dims=2
-        )
-
-    def stage(self, name: str, x: Tensor) -> Tensor:
-        """(B, 3, H, W) grey -> (B, 64, H / 8, W / 8)."""
-        cells = F.pixel_unshuffle(x[:, :1], 8)
-        return F.normalize(cells - cells.mean((1, 2, 3), keepdim=True), dim=1)
 
 
 def pretrain_ctp(options: argparse.Namespace, videos: Videos, seed: int, steps: int) -> Backbone:
