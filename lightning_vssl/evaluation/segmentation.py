@@ -204,7 +204,7 @@ class MaskPropagation(Evaluation):
             frames: (3, H, W) uint8 each.
 
         Yields:
-            (h, w, C) of length 1, for each frame.
+            (h, w, C) of length 1 for each frame; 0 where the network's map is 0 in all channels.
         """
         clips = with_neighbours((self.resized(frame) for frame in frames), self.neighbours)
         steps = self.backbone.stage_strides[self.stage][0]
