@@ -24,15 +24,12 @@ Not done here: mirrors in a display matrix (only its rotation, in quarter turns,
 pixel aspect ratios, EXIF orientation of images.
 """
 
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Self
 
 import av
 import numpy as np
@@ -40,8 +37,8 @@ from av.filter import Graph
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image
 
+from lightning_vssl.data.frames import Folder, is_images
 from lightning_vssl.data.packets import (
     NONE,
     UNTIMED,
@@ -57,17 +54,20 @@ from lightning_vssl.data.packets import (
     stamp,
     words,
 )
+from lightning_vssl.data.source import (
+    DEFAULT_FPS,
+    Box,
+    FrameCutter,
+    FrameSource,
+    Pixels,
+    VideoInfo,
+    snapped,
+)
 from lightning_vssl.data.windows import Interpolation
 
 __all__ = ["UnreadableVideo", "VideoInfo", "VideoReader", "probe"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Files that are images, alone or as frames of a folder; compared without regard to case."""
-
-DEFAULT_FPS = 25.0
-"""Frames per second of a source that carries no times, unless `fps` says otherwise."""
-
-# The same for frames that had to be decoded only to be counted.
+# Bytes of frames that are kept where they had to be decoded only to be counted.
 _KEEP_FRAMES = 64 * 2**20
 # A gap of this many packets is worth emptying the decoder where a key frame does not do it.
 _FLUSH_GAP = 24
@@ -75,72 +75,6 @@ _FLUSH_GAP = 24
 # Decoders that skip exactly the frames no other frame refers to. HEVC is left out: its "sub-layer
 # non-reference" pictures may be referred to from a higher temporal layer.
 _SKIPS = frozenset({"h264", "mpeg4"})
-
-Floats = NDArray[np.float64]
-Pixels = NDArray[np.uint8]
-Box = tuple[float, float, float, float]
-F = TypeVar("F")
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known of a video before any of its frames is asked for.
-
-    Attributes:
-        frames: Number of frames that are shown.
-        width: Pixels of a displayed frame, after rotation.
-        height: Pixels of a displayed frame, after rotation.
-        fps: Mean rate, (frames - 1) / (last time - first time). Of a single frame, the rate its
-            container states, else 25.
-        duration: Seconds from the first frame until the last one has been shown.
-        rotation: Degrees counter-clockwise by which stored frames are turned for display: 0, 90,
-            180 or 270.
-        codec: Name of the decoder; of a folder, the suffix of its frames.
-        stream: Number of the stream in its container.
-    """
-
-    frames: int
-    width: int
-    height: int
-    fps: float
-    duration: float
-    rotation: int
-    codec: str
-    stream: int
-
-
-class _Cutter(ABC, Generic[F]):
-    """Makes an RGB array of one window of a frame.
-
-    Attributes:
-        used: The window really cut, x0, y0, x1, y1 in displayed pixels.
-    """
-
-    used: Box
-
-    @abstractmethod
-    def __call__(self, frame: F) -> Pixels:
-        """Cut (H, W, 3) uint8."""
-
-
-class _Source(ABC, Generic[F]):
-    """Frames that can be asked for by number."""
-
-    info: VideoInfo
-    times: Floats
-
-    @abstractmethod
-    def frames(self, wanted: Indices) -> Iterator[tuple[int, F]]:
-        """Give the frames `wanted` (sorted, without repetition) in any order."""
-
-    @abstractmethod
-    def cutter(
-        self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
-    ) -> _Cutter[F]:
-        """Say how a window is cut; `size` None: whole pixels, not scaled."""
-
-    def close(self) -> None:
-        """Let go of the file."""
 
 
 class VideoReader:
@@ -173,9 +107,9 @@ class VideoReader:
             raise ValueError(f"fps must be positive or None, got {fps}")
         self.path = Path(path)
         self._arguments = (fps, verify)
-        self._source: _File | _Folder = (
-            _Folder(self.path, fps, verify)
-            if _is_images(self.path)
+        self._source: _File | Folder = (
+            Folder(self.path, fps, verify)
+            if is_images(self.path)
             else _File(self.path, fps, verify)
         )
         self.info = self._source.info
@@ -339,21 +273,10 @@ def _turned(box: Box, quarters: int, width: float, height: float) -> Box:
             return box
 
 
-def _snapped(low: float, high: float, unit: int, side: int) -> tuple[int, int]:
-    """Nearest edges that are multiples of `unit` or the far side, at least a unit apart."""
-    grid = np.append(np.arange(0, side, unit), side)
-    first = int(np.abs(grid - low).argmin())
-    last = int(np.abs(grid - high).argmin())
-    if last <= first:
-        first = min(int(np.searchsorted(grid, (low + high) / 2, side="right")) - 1, len(grid) - 2)
-        last = first + 1
-    return int(grid[first]), int(grid[last])
-
-
 # --- files ------------------------------------------------------------------------------------
 
 
-class _FileCutter(_Cutter[av.VideoFrame]):
+class _FileCutter(FrameCutter[av.VideoFrame]):
     """Cuts one window of decoded frames.
 
     Whole frames and windows that are not scaled go through one conversion to RGB that gives the
@@ -376,8 +299,8 @@ class _FileCutter(_Cutter[av.VideoFrame]):
         displayed = (stored[1], stored[0]) if turn % 2 else stored
         x0, y0, x1, y1 = _turned(window, turn, *stored)
         units = (1, 1) if size is None else unit
-        left, right = _snapped(x0, x1, units[0], self._width)
-        top, bottom = _snapped(y0, y1, units[1], self._height)
+        left, right = snapped(x0, x1, units[0], self._width)
+        top, bottom = snapped(y0, y1, units[1], self._height)
         self._box = (left, top, right, bottom)
         self.used = _turned(self._box, -turn, *displayed)
         self._size = size if size is None or turn % 2 == 0 else (size[1], size[0])
@@ -451,7 +374,7 @@ def _planes(frame: av.VideoFrame) -> list[Pixels]:
     return [row[: frame.height, :wide] for row in rows]
 
 
-class _File(_Source[av.VideoFrame]):
+class _File(FrameSource[av.VideoFrame]):
     """A video file, by way of its packets."""
 
     def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
@@ -749,143 +672,3 @@ def _chroma_unit(layout: av.VideoFormat | None) -> tuple[int, int]:
     if layout is None:
         return 2, 2
     return 16 // layout.chroma_width(16), 16 // layout.chroma_height(16)
-
-
-# --- images -------------------------------------------------------------------------------------
-
-# Pillow's own errors: OSError for most broken files, the others for some formats.
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-class _Picture:
-    """An image file, decoded once at each size that is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._decoded: dict[tuple[int, int], Image.Image] = {}
-
-    def rgb(self, frame: tuple[int, int], least: tuple[int, int] | None) -> Image.Image:
-        """Decode it.
-
-        Args:
-            frame: Width and height that it must have.
-            least: Width and height that will do, where the format can be read at a fraction of its
-                size; None for all pixels.
-
-        Raises:
-            UnreadableVideo: It does not decode, or has another size.
-        """
-        try:
-            with Image.open(self.path) as image:
-                if image.size != frame:
-                    reason = "is {} x {} pixels, the first frame of its folder {} x {}"
-                    raise UnreadableVideo(self.path, reason.format(*image.size, *frame))
-                if least is not None:
-                    image.draft("RGB", least)
-                if image.size not in self._decoded:
-                    self._decoded[image.size] = image.convert("RGB")
-                return self._decoded[image.size]
-        except _BROKEN as error:
-            raise UnreadableVideo(self.path, f"the frame does not decode ({error})") from error
-
-
-class _PictureCutter(_Cutter[_Picture]):
-    """Cuts one window of images, which are read at a fraction of their size where that will do."""
-
-    def __init__(
-        self,
-        window: Box,
-        size: tuple[int, int] | None,
-        frame: tuple[int, int],
-        interpolation: Interpolation,
-    ) -> None:
-        self._frame = frame
-        self._size = size
-        self._filter = _FILTERS[interpolation]
-        self.used = window
-        if size is None:
-            left, right = _snapped(window[0], window[2], 1, frame[0])
-            top, bottom = _snapped(window[1], window[3], 1, frame[1])
-            self.used = (left, top, right, bottom)
-
-    def __call__(self, frame: _Picture) -> Pixels:
-        width, height = self._frame
-        x0, y0, x1, y1 = self.used
-        if self._size is None:
-            whole = np.asarray(frame.rgb(self._frame, None))
-            return whole[int(y0) : int(y1), int(x0) : int(x1)]
-        out_height, out_width = self._size
-        # At least twice the size that is needed, so that the smooth filter still does the work.
-        least = (
-            min(width, round(2 * out_width * width / (x1 - x0))),
-            min(height, round(2 * out_height * height / (y1 - y0))),
-        )
-        image = frame.rgb(self._frame, least)
-        across, down = image.width / width, image.height / height
-        box = (
-            x0 * across,
-            y0 * down,
-            min(x1 * across, image.width),
-            min(y1 * down, image.height),
-        )
-        return np.asarray(image.resize((out_width, out_height), self._filter, box=box))
-
-
-_FILTERS: dict[Interpolation, Image.Resampling] = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-
-
-def _is_images(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES or path.is_dir()
-
-
-class _Folder(_Source[_Picture]):
-    """A folder of frames, or one image."""
-
-    def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
-        found = path.iterdir() if path.is_dir() else (path,)
-        names = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
-        self._frames = sorted(names, key=_natural)
-        if not self._frames:
-            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            raise UnreadableVideo(path, f"the folder holds no frames ({kinds})")
-        try:
-            with Image.open(self._frames[0]) as image:
-                width, height = image.size
-        except _BROKEN as error:
-            reason = f"the frame does not decode ({error})"
-            raise UnreadableVideo(self._frames[0], reason) from error
-        rate = fps or DEFAULT_FPS
-        count = len(self._frames)
-        self.times = np.arange(count) / rate
-        self.info = VideoInfo(
-            frames=count,
-            width=width,
-            height=height,
-            fps=rate,
-            duration=count / rate,
-            rotation=0,
-            codec=self._frames[0].suffix[1:].lower(),
-            stream=0,
-        )
-        if verify:
-            for frame in self._frames:
-                _Picture(frame).rgb((width, height), None)
-
-    def frames(self, wanted: Indices) -> Iterator[tuple[int, _Picture]]:
-        """Give the files of the frames wanted."""
-        return ((int(n), _Picture(self._frames[n])) for n in wanted)
-
-    def cutter(
-        self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
-    ) -> _PictureCutter:
-        """Cut with Pillow."""
-        return _PictureCutter(window, size, (self.info.width, self.info.height), interpolation)
-
-
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    """Order of names in which frame2 comes before frame10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

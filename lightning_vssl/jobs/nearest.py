@@ -19,7 +19,7 @@ from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.backbones.weights import load_weights, sha256
 from lightning_vssl.curation.classifier import FrameClassifier
 from lightning_vssl.curation.titles import ClassNames
-from lightning_vssl.data.decode import IMAGE_SUFFIXES
+from lightning_vssl.data.frames import IMAGE_SUFFIXES
 
 
 class NearestImages(FrameClassifier):

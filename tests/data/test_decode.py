@@ -501,6 +501,19 @@ def test_bad_folders_are_refused(tmp_path):
         VideoReader(path)
 
 
+def test_a_folder_with_a_hole_in_its_numbers_is_refused(tmp_path):
+    path = folder_of(tmp_path / "frames", ".jpg", 12)
+    (path / "frame7.jpg").unlink()
+    hole = r"frames: frames are missing: frame8\.jpg comes after frame6\.jpg, .* 1 apart"
+    with pytest.raises(UnreadableVideo, match=hole):
+        VideoReader(path)
+    for odd in (1, 3, 5, 9, 11):
+        (path / f"frame{odd}.jpg").unlink()
+    assert probe(path).frames == 6  # every second one
+    (path / "frame4.jpg").rename(path / "cover.jpg")
+    assert probe(path).frames == 6  # names that do not count
+
+
 # --- images -------------------------------------------------------------------------------------
 
 
