@@ -247,14 +247,23 @@ def cut_off_frames():
         (folder / "absence.label").write_text("0\n" * 4)
 
 
-@pytest.mark.parametrize("command", ["test", "fit"])
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_frames_that_are_cut_off(command, workers):
+def test_frames_that_are_cut_off_stop_a_test(workers):
     cut_off_frames()
-    said = stopped(command, "--config", "tracker.yaml", "--data.num_workers", workers)
-    assert f"got10k/{'val' if command == 'test' else 'train'}/one/0000000" in said
+    said = stopped("test", "--config", "tracker.yaml", "--data.num_workers", workers)
+    assert "got10k/val/one/0000000" in said
     assert "truncated" in said
     assert "\n" not in said.partition("\n(LIGHTNING_VSSL_DEBUG")[0]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_too_many_frames_that_are_cut_off_stop_training(workers):
+    cut_off_frames()
+    said = stopped("fit", "--config", "tracker.yaml", "--data.num_workers", workers)
+    assert "1 of 1 sequences could not be read:\n  got10k/train/one\n" in said
+    assert "got10k/train/one/0000000" in said
+    assert "truncated" in said
+    assert "max_unreadable=0.05" in said
 
 
 def test_full_disk_while_a_checkpoint_is_written(monkeypatch):

@@ -1,6 +1,5 @@
 """From a row of the manifest to a sample."""
 
-import logging
 from typing import get_args
 
 import numpy as np
@@ -14,16 +13,11 @@ from lightning_vssl.data.clips import Clips, Times, TrackedClips
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.manifest import Manifest
 from lightning_vssl.data.tubes import Masks, TubeFile, TubeForm, box_masks, cut_masks
+from lightning_vssl.data.unreadable import TooManyUnreadable, Unreadable, stand_ins
 from lightning_vssl.data.windows import Canvas, Windows
 from lightning_vssl.nn.keyed import sample_key
 
-_log = logging.getLogger(__name__)
-
 _WORD = (1 << 64) - 1
-
-
-class TooManyUnreadable(RuntimeError):
-    """More videos failed while they were read than the limit allows."""
 
 
 class VideoDataset(Dataset[dict[str, Tensor]]):
@@ -84,8 +78,6 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
     ) -> None:
         if not len(manifest):
             raise ValueError("the manifest has no video that can be read")
-        if not 0 <= max_unreadable <= 1:
-            raise ValueError(f"max_unreadable={max_unreadable}: a share of the rows, 0 to 1")
         if tube_form not in get_args(TubeForm):
             raise ValueError(f"tube_form={tube_form!r}: choose {', '.join(get_args(TubeForm))}")
         if tubes is not None and isinstance(window, Canvas):
@@ -98,7 +90,7 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         self.seed = seed
         self.labels = labels
         self.replace = replace
-        self.max_unreadable = max_unreadable
+        self._unreadable = Unreadable(manifest.path, len(manifest), limit=max_unreadable)
         self.boxes = boxes
         self.unboxed = ""
         if boxes is not None:
@@ -108,8 +100,6 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
         self.untracked = ""
         if tubes is not None:
             self._tube_rows, self.untracked = tubes.covering(manifest, max_missing=max_missing)
-        self._broken = torch.zeros(len(manifest), dtype=torch.bool)
-        self._broken.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -117,7 +107,7 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
     @property
     def unreadable(self) -> npt.NDArray[np.int64]:
         """Rows that broke while they were read, here and in the workers of this process."""
-        return np.flatnonzero(self._broken.numpy())
+        return self._unreadable.numbers
 
     @property
     def mask_shape(self) -> tuple[int, int]:
@@ -162,19 +152,12 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
 
     def _read(self, index: int, key: int, epoch: int) -> tuple[int, dict[str, Tensor]]:
         """The clips of a row, or of the first readable one of the rows that the key names."""
-        try:
-            return index, self._clip(index, key, epoch)
-        except UnreadableVideo as error:
-            self._note(index, error)
-        others = np.random.Generator(np.random.Philox(key=(key & _WORD) | 1 << 64))
-        while True:
-            row = int(others.integers(len(self)))
-            if row == index:
-                continue
+        for row in stand_ins(index, len(self), key):
             try:
                 return row, self._clip(row, key, epoch)
             except UnreadableVideo as error:
                 self._note(row, error)
+        raise TooManyUnreadable(f"none of the {len(self)} samples can be read")
 
     def _clip(self, row: int, key: int, epoch: int) -> dict[str, Tensor]:
         rng = np.random.Generator(np.random.Philox(key=key & _WORD))
@@ -272,24 +255,16 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
             )
 
     def _note(self, row: int, error: UnreadableVideo) -> None:
-        """Counts a broken video, logs it the first time, and stops above the limit."""
-        if not self.replace:
-            raise UnreadableVideo(
-                error.path,
-                f"{error.reason}. An evaluation does not leave out a video in silence: repair "
-                "or remove the file, or set verify: true to have such files found, listed and "
-                "left out beforehand",
-            ) from error
-        if not self._broken[row]:
-            self._broken[row] = True
-            _log.warning("cannot read %s; another video takes its place", error)
-        broken, videos = self.unreadable, self.manifest
-        if len(broken) > self.max_unreadable * len(videos) or len(broken) == len(videos):
-            raise TooManyUnreadable(
-                f"{len(broken)} of {len(videos)} videos could not be read:\n"
-                f"{videos.names(broken)}\nMore than max_unreadable="
-                f"{self.max_unreadable:g} allows: repair or remove these files, or raise it."
-            )
+        """Counts a broken video in training; an evaluation stops."""
+        if self.replace:
+            self._unreadable.note(row, error)
+            return
+        raise UnreadableVideo(
+            error.path,
+            f"{error.reason}. An evaluation does not leave out a video in silence: repair or "
+            "remove the file, or set verify: true to have such files found, listed and left out "
+            "beforehand",
+        ) from error
 
 
 def _check_labelled(manifest: Manifest) -> None:

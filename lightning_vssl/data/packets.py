@@ -13,6 +13,8 @@ import numpy as np
 from av.stream import Discard
 from numpy.typing import NDArray
 
+from lightning_vssl.data.unreadable import UnreadableFile
+
 # Packets of a file up to this size stay in memory between indexing and decoding, so that the file
 # is read once. Larger files are read again from the key frame that is needed.
 KEEP_PACKETS = 32 * 2**20
@@ -41,21 +43,8 @@ Indices = NDArray[np.int64]
 _Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
 
-class UnreadableVideo(Exception):
-    """A video that cannot be read, or not in full.
-
-    Attributes:
-        path: The file or folder.
-        reason: What is wrong with it, in words.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path = str(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class UnreadableVideo(UnreadableFile):
+    """A video that cannot be read, or not in full."""
 
 
 NONE = np.iinfo(np.int64).min

@@ -6,6 +6,7 @@ follows its PyTorch port, with which VFS trains: which boxes are used, how far t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_vssl.data.crops import context_side, crop_squares
-from lightning_vssl.data.sequences import TrackedSequence
+from lightning_vssl.data.sequences import TrackedSequence, UnreadableFrame
+from lightning_vssl.data.unreadable import Unreadable, stand_ins
 from lightning_vssl.nn.keyed import sample_key
 
 _WORD = (1 << 64) - 1
@@ -72,13 +74,15 @@ class PairDataset(Dataset[dict[str, Tensor]]):
     A sample is a dict: ``video`` (2, T, 3, S, S) uint8, first the exemplar's clip, then the search
     clip, S = ``search`` - 2 ``margin``, both at the scale at which the exemplar window has
     ``exemplar`` pixels; ``boxes`` (2, 1, 1, 4), the object's in pixels of ``video``; ``key``;
-    ``index``, the sequence. The exemplar is the middle of the first clip, ``exemplar`` pixels wide:
-    the model cuts it out. The frames of a clip share the window of the middle one, and the
-    sequence's first and last frame stand in for what is beyond them.
+    ``index``, the sequence; ``replaced`` () bool. The exemplar is the middle of the first clip,
+    ``exemplar`` pixels wide: the model cuts it out. The frames of a clip share the window of the
+    middle one, and the sequence's first and last frame stand in for what is beyond them.
 
     It is indexed by (epoch, index), or by index alone for epoch 0; a sample depends on the seed,
     the epoch and the index alone. Sequence ``index % len(sequences)`` is drawn from; where it has
-    no two good frames, another one that the key names.
+    no two good frames, or one that was drawn cannot be read, another one that the key names: then
+    ``replaced`` is set. Sequences with a frame that cannot be read are logged, by that frame, and
+    counted, as `lightning_vssl.data.dataset.VideoDataset` does with videos.
 
     Args:
         sequences: What is drawn from.
@@ -92,6 +96,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         gap: The two frames are less than this apart.
         neighbours: Frames n on each side of a clip's middle one; T = 2n + 1.
         limits: Which boxes are good enough.
+        max_unreadable: Share of the sequences, in [0, 1], that may turn out to have a frame that
+            cannot be read before the run stops.
         seed: The run's seed.
 
     Raises:
@@ -111,6 +117,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         gap: int = 100,
         neighbours: int = 0,
         limits: BoxLimits | None = None,
+        max_unreadable: float = 0.05,
         seed: int = 0,
     ) -> None:
         if not sequences:
@@ -141,6 +148,9 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         self.neighbours = neighbours
         self.limits = limits if limits is not None else BoxLimits()
         self.seed = seed
+        self.unreadable = Unreadable(
+            self._folder, len(self.sequences), limit=max_unreadable, what="sequences"
+        )
 
     def __len__(self) -> int:
         return self.samples
@@ -157,37 +167,46 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             item: (epoch, index), or an index of epoch 0.
 
         Raises:
-            UnreadableFrame: If a frame cannot be read; names the file.
-            ValueError: If no sequence has two good frames.
+            TooManyUnreadable: If more sequences have broken than ``max_unreadable`` allows.
+            ValueError: If no sequence has two good frames that can be read.
         """
         epoch, index = item if isinstance(item, tuple) else (0, int(item))
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} pairs")
         key = sample_key(self.seed, epoch, index)
+        asked = index % len(self.sequences)
+        for number in stand_ins(asked, len(self.sequences), key):
+            try:
+                drawn = self._drawn(self.sequences[number], key)
+            except UnreadableFrame as error:
+                self.unreadable.note(number, error)
+                continue
+            if drawn is not None:
+                return {
+                    **drawn,
+                    "key": torch.tensor(key),
+                    "index": torch.tensor(number),
+                    "replaced": torch.tensor(number != asked),
+                }
+        raise ValueError(
+            f"none of the {len(self.sequences)} sequences has two frames that can be read and "
+            f"whose boxes keep within {self.limits}: widen the limits"
+        )
+
+    def _folder(self, number: int) -> Path:
+        return self.sequences[number].folder
+
+    def _drawn(self, sequence: TrackedSequence, key: int) -> dict[str, Tensor] | None:
+        """The pixels and boxes of a pair, or None where a sequence has no two good frames."""
+        good = self.limits.good(sequence)
+        if len(good) < 2:
+            return None
         rng = np.random.Generator(np.random.Philox(key=key & _WORD))
-        number, good = self._usable(index % len(self.sequences), rng)
-        sequence = self.sequences[number]
         made = [self._clip(sequence, frame, rng) for frame in self._pair(good, rng)]
         return {
             "video": torch.stack([video for video, _ in made]),  # (2, T, 3, S, S)
             "boxes": torch.stack([box for _, box in made])[:, None, None],  # (2, 1, 1, 4)
-            "key": torch.tensor(key),
-            "index": torch.tensor(number),
         }
-
-    def _usable(self, number: int, rng: np.random.Generator) -> tuple[int, npt.NDArray[np.int64]]:
-        """The sequence asked for, or the first with two good frames in an order that is drawn."""
-        good = self.limits.good(self.sequences[number])
-        if len(good) > 1:
-            return number, good
-        for other in rng.permutation(len(self.sequences)):
-            good = self.limits.good(self.sequences[other])
-            if len(good) > 1:
-                return int(other), good
-        raise ValueError(
-            f"none of the {len(self.sequences)} sequences has two frames whose boxes keep within "
-            f"{self.limits}: widen the limits"
-        )
 
     def _pair(self, good: npt.NDArray[np.int64], rng: np.random.Generator) -> tuple[int, int]:
         """Two good frames less than ``gap`` apart, the earlier one first; one twice if need be."""

@@ -19,24 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from lightning_vssl.data.unreadable import UnreadableFile
+
 _AHEAD = 8  # frames that wait, decoded
 
 
-class UnreadableFrame(RuntimeError):
-    """A frame that is missing or broken. The message names the file.
-
-    Args:
-        path: The file.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it crosses a worker's pipe
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class UnreadableFrame(UnreadableFile):
+    """A frame that is missing or broken."""
 
 
 def read_frame(file: Path) -> Tensor:
@@ -252,6 +241,11 @@ class TrackedSequence:
     def size(self) -> tuple[int, int]:
         """Height and width of the first frame in pixels."""
         return self.frames.size
+
+    @property
+    def folder(self) -> Path:
+        """Where its frames lie."""
+        return self.frames.files[0].parent
 
     def to(self, device: torch.device) -> Self:
         """Leaves the sequence where it is, as `FrameSequence.to` does."""

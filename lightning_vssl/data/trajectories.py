@@ -1,6 +1,7 @@
 """Clips of tracked sequences: some frames of one object, and its box in each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from lightning_vssl.data.sequences import TrackedSequence
+from lightning_vssl.data.sequences import TrackedSequence, UnreadableFrame
+from lightning_vssl.data.unreadable import TooManyUnreadable, Unreadable, stand_ins
 from lightning_vssl.nn.keyed import sample_key
 
 
@@ -18,10 +20,14 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
 
     Frames are stretched to the square, which leaves the overlap of boxes as it is. A sample is a
     dict: ``video`` (1, T, 3, S, S) uint8; ``boxes`` (1, T, 1, 4) float32, xyxy in pixels of
-    ``video``, NaN where the object is not seen; ``key``; ``index``, its number in the list.
+    ``video``, NaN where the object is not seen; ``key``; ``index``, its number in the list;
+    ``replaced`` () bool.
 
     ``train``: one clip a sequence, anywhere, indexed by (epoch, index); a draw depends on the
-    seed, the epoch and the index alone. ``test``: every sequence is cut into clips one behind the
+    seed, the epoch and the index alone. Where a frame of it cannot be read, a clip of another
+    sequence that the key names takes its place, and ``replaced`` is set: such sequences are logged,
+    by that frame, and counted, as `lightning_vssl.data.dataset.VideoDataset` does with videos. In
+    tests such a frame raises. ``test``: every sequence is cut into clips one behind the
     other; those whose first frame does not show the object are left out. A sequence shorter than a
     clip is held at its last frame, whose box then counts no more.
 
@@ -31,10 +37,12 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
         frames: Frames T of a clip.
         step: Frames from one to the next.
         size: Side S of the square in pixels.
+        max_unreadable: Share of the sequences, in [0, 1], that may turn out to have a frame that
+            cannot be read before training stops.
         seed: The run's seed.
 
     Raises:
-        ValueError: If a number is below 1 or no sequence shows its object.
+        ValueError: If a number is out of range or no sequence shows its object.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
         frames: int = 16,
         step: int = 1,
         size: int = 112,
+        max_unreadable: float = 0.05,
         seed: int = 0,
     ) -> None:
         for name, value in (("frames", frames), ("step", step), ("size", size)):
@@ -58,6 +67,9 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
         self.sequences = [found for found in sequences if not found.boxes.isnan().all()]
         if not self.sequences:
             raise ValueError("no sequence shows its object in any frame: there is no clip to take")
+        self.unreadable = Unreadable(
+            self._folder, len(self.sequences), limit=max_unreadable, what="sequences"
+        )
         self._places = [
             (number, int(first))
             for number, found in enumerate(self.sequences)
@@ -74,15 +86,39 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
             item: (epoch, index), or an index of epoch 0.
 
         Raises:
-            UnreadableFrame: If a frame cannot be read; names the file.
+            UnreadableFrame: If a frame of a test clip cannot be read; names the file.
+            TooManyUnreadable: If more sequences have broken than ``max_unreadable`` allows.
         """
         epoch, index = item if isinstance(item, tuple) else (0, int(item))
         key = sample_key(self.seed, epoch, index)
-        if self.kind == "train":
-            number, first = index, self._drawn(self.sequences[index], key)
-        else:
-            number, first = self._places[index]
-        sequence = self.sequences[number]
+        row, clip = (index, self._place(index)) if self.kind == "test" else self._read(index, key)
+        return {
+            **clip,
+            "key": torch.tensor(key),
+            "index": torch.tensor(row),
+            "replaced": torch.tensor(row != index),
+        }
+
+    def _folder(self, number: int) -> Path:
+        return self.sequences[number].folder
+
+    def _place(self, index: int) -> dict[str, Tensor]:
+        """A test clip."""
+        number, first = self._places[index]
+        return self._clip(self.sequences[number], first)
+
+    def _read(self, index: int, key: int) -> tuple[int, dict[str, Tensor]]:
+        """A clip of a sequence, or of the first readable one of those that the key names."""
+        for number in stand_ins(index, len(self.sequences), key):
+            sequence = self.sequences[number]
+            try:
+                return number, self._clip(sequence, self._drawn(sequence, key))
+            except UnreadableFrame as error:
+                self.unreadable.note(number, error)
+        raise TooManyUnreadable(f"none of the {len(self.sequences)} sequences can be read")
+
+    def _clip(self, sequence: TrackedSequence, first: int) -> dict[str, Tensor]:
+        """The pixels and boxes of the clip that starts at frame ``first``."""
         wanted = first + self.step * torch.arange(self.frames)
         shown = wanted.clamp(max=len(sequence) - 1)
         boxes = sequence.boxes[shown]  # (T, 4)
@@ -93,8 +129,6 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
         return {
             "video": self._squares(pictures)[None],
             "boxes": (boxes * scale).float()[None, :, None],
-            "key": torch.tensor(key),
-            "index": torch.tensor(index),
         }
 
     def _drawn(self, sequence: TrackedSequence, key: int) -> int:

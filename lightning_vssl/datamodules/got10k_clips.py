@@ -21,8 +21,8 @@ class GOT10kClips(LightningDataModule):
     """Trains on a clip of each training sequence, tests on all clips of val.
 
     Batches hold `lightning_vssl.data.trajectories.TrajectoryClips`'s samples stacked: ``video``
-    (B, 1, T, 3, S, S) uint8, ``boxes`` (B, 1, T, 1, 4), ``key``, ``index``. Validation and tests
-    both read val: the boxes of test are withheld.
+    (B, 1, T, 3, S, S) uint8, ``boxes`` (B, 1, T, 1, 4), ``key``, ``index``, ``replaced``.
+    Validation and tests both read val: the boxes of test are withheld.
 
     Args:
         root: Folder of GOT-10k; see `lightning_vssl.datamodules.got10k.GOT10k`.
@@ -32,6 +32,7 @@ class GOT10kClips(LightningDataModule):
         batch_size: Clips per step over all processes together.
         num_workers: Processes per training process that read frames.
         prefetch_factor: Batches that each of them holds ready.
+        max_unreadable: Share of the training sequences, in [0, 1], that may have broken frames.
         seed: Where every draw starts.
 
     Raises:
@@ -48,6 +49,7 @@ class GOT10kClips(LightningDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
         prefetch_factor: int = 2,
+        max_unreadable: float = 0.05,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,12 +62,18 @@ class GOT10kClips(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
+        self.max_unreadable = max_unreadable
         self.seed = seed
         self._sequences = GOT10k(self.root)
         self._train: TrajectoryClips | None = None
         self._val: TrajectoryClips | None = None
         self._sampler: KeyedSampler | None = None
         self._resume: tuple[int, int] | None = None
+
+    @property
+    def unreadable(self) -> int:
+        """Training sequences that a frame of could not be read, so far, in this process."""
+        return 0 if self._train is None else len(self._train.unreadable.numbers)
 
     def setup(self, stage: str) -> None:
         """Reads the annotations that a stage needs.
@@ -82,6 +90,7 @@ class GOT10kClips(LightningDataModule):
                 frames=self.frames,
                 step=self.step,
                 size=self.size,
+                max_unreadable=self.max_unreadable,
                 seed=self.seed,
             )
         self._val = TrajectoryClips(

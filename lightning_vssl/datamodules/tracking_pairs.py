@@ -22,7 +22,8 @@ class TrackingPairs(LightningDataModule):
 
     Training batches are dicts on the CPU, the samples of
     `lightning_vssl.data.pairs.PairDataset` stacked: ``video`` (B, 2, T, 3, S, S) uint8,
-    ``boxes`` (B, 2, 1, 1, 4), ``key``, ``index``. Tests walk the other data set's own loader.
+    ``boxes`` (B, 2, 1, 1, 4), ``key``, ``index``, ``replaced``. Tests walk the other data set's own
+    loader.
 
     Args:
         train: Where pairs come from: its ``train`` sequences, for instance GOT-10k's.
@@ -36,6 +37,7 @@ class TrackingPairs(LightningDataModule):
         gap: The two frames of a pair are less than this apart.
         neighbours: Frames n on each side of a clip's middle one: 0 for image networks.
         limits: Which boxes are good enough; None for the port's.
+        max_unreadable: Share of the training sequences, in [0, 1], that may have broken frames.
         batch_size: Pairs per step over all processes together.
         num_workers: Processes per training process that read pictures.
         prefetch_factor: Batches that each of them holds ready.
@@ -57,6 +59,7 @@ class TrackingPairs(LightningDataModule):
         gap: int = 100,
         neighbours: int = 0,
         limits: BoxLimits | None = None,
+        max_unreadable: float = 0.05,
         batch_size: int = 8,
         num_workers: int = 0,
         prefetch_factor: int = 2,
@@ -78,6 +81,7 @@ class TrackingPairs(LightningDataModule):
         self.gap = gap
         self.neighbours = neighbours
         self.limits = limits if limits is not None else BoxLimits()
+        self.max_unreadable = max_unreadable
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
@@ -86,6 +90,11 @@ class TrackingPairs(LightningDataModule):
         self._pairs: PairDataset | None = None
         self._sampler: KeyedSampler | None = None
         self._resume: tuple[int, int] | None = None
+
+    @property
+    def unreadable(self) -> int:
+        """Training sequences that a frame of could not be read, so far, in this process."""
+        return 0 if self._pairs is None else len(self._pairs.unreadable.numbers)
 
     def prepare_data(self) -> None:
         """Lets both data sets make what they keep on disk."""
@@ -114,6 +123,7 @@ class TrackingPairs(LightningDataModule):
                 gap=self.gap,
                 neighbours=self.neighbours,
                 limits=self.limits,
+                max_unreadable=self.max_unreadable,
                 seed=self.seed,
             )
         else:

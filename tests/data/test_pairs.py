@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from lightning_vssl.data.crops import context_side
 from lightning_vssl.data.pairs import BoxLimits, PairDataset
-from lightning_vssl.data.sequences import FrameSequence, TrackedSequence, UnreadableFrame
+from lightning_vssl.data.sequences import FrameSequence, TrackedSequence
+from lightning_vssl.data.unreadable import TooManyUnreadable
 
 NUMBER = 10  # grey of frame t is NUMBER + t, of its box 200
 SIDE = 24
@@ -126,11 +128,46 @@ class TestWhichFrames:
 
 
 class TestErrors:
-    def test_missing_frame_is_named(self, tmp_path):
-        one = sequence(tmp_path, frames=2)
-        one.frames.files[1].unlink()
-        with pytest.raises(UnreadableFrame, match=r"0001\.png: no such file"):
-            PairDataset([one])[0]
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_sequence_that_breaks_is_logged_once_and_replaced(self, tmp_path, workers, caplog):
+        sequences = [sequence(tmp_path, f"s{n}", frames=2) for n in range(6)]
+        sequences[2].frames.files[1].unlink()
+
+        def epochs():
+            pairs = PairDataset(sequences, samples=12, max_unreadable=0.2)
+            return pairs, list(DataLoader(pairs, batch_size=4, num_workers=workers))
+
+        pairs, batches = epochs()
+        index = torch.cat([batch["index"] for batch in batches])
+        replaced = torch.cat([batch["replaced"] for batch in batches])
+        asked = torch.arange(12) % 6
+        assert replaced.nonzero().flatten().tolist() == [2, 8]
+        assert torch.equal(index[~replaced], asked[~replaced])
+        assert 2 not in index
+        assert pairs.unreadable.numbers.tolist() == [2]
+        if not workers:
+            assert caplog.text.count("s2/0001.png: no such file") == 1
+        for batch, again in zip(batches, epochs()[1], strict=True):
+            assert all(torch.equal(batch[key], again[key]) for key in batch)
+
+    def test_too_many_that_break_end_the_run_with_the_folders(self, tmp_path):
+        sequences = [sequence(tmp_path, f"s{n}", frames=2) for n in range(4)]
+        pairs = PairDataset(sequences, max_unreadable=0.25)
+        sequences[1].frames.files[0].unlink()
+        assert pairs[1]["replaced"]
+        sequences[3].frames.files[0].write_bytes(b"no picture")
+        with pytest.raises(
+            TooManyUnreadable,
+            match=r"2 of 4 sequences(.|\s)*/s1\s+\S+/s3\s(.|\s)*s3/0000.png: cannot",
+        ):
+            pairs[3]
+
+    def test_only_the_broken_one_has_good_boxes(self, tmp_path):
+        good, bad = sequence(tmp_path, "good", frames=2), sequence(tmp_path, "bad")
+        bad = dataclasses.replace(bad, boxes=torch.full((12, 4), torch.nan, dtype=torch.float64))
+        good.frames.files[1].unlink()
+        with pytest.raises(ValueError, match="none of the 2 sequences has two frames that can be"):
+            PairDataset([bad, good], max_unreadable=1.0)[0]
 
     @pytest.mark.parametrize(
         "wrong",

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets
 
-from lightning_vssl.data.dataset import TooManyUnreadable
+from lightning_vssl.data.unreadable import TooManyUnreadable
 from lightning_vssl.data.windows import CentreCrop, RandomResizedCrop
 from lightning_vssl.datamodules import base
 from lightning_vssl.datamodules.image_folder import ImageFolder

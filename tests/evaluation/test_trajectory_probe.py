@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 
 from lightning_vssl.backbones.resnet3d import R3D18
-from lightning_vssl.data.sequences import FrameSequence, TrackedSequence
+from lightning_vssl.data.sequences import FrameSequence, TrackedSequence, UnreadableFrame
 from lightning_vssl.data.trajectories import TrajectoryClips
+from lightning_vssl.data.unreadable import TooManyUnreadable
 from lightning_vssl.datamodules.got10k_clips import GOT10kClips
 from lightning_vssl.evaluation.trajectory_probe import TrajectoryProbe
 from lightning_vssl.metrics.trajectory import TrajectoryOverlap
+from lightning_vssl.nn.keyed import sample_key
 from tests.evaluation.small import OneLayer, trainer
 
 SIDES = 48, 64  # height and width of the frames
@@ -101,6 +103,32 @@ def test_a_training_clip_depends_on_seed_epoch_and_index_alone(tmp_path):
         TrajectoryClips([sequence(tmp_path, 5, hidden=range(5), name="h")], kind="train")
     with pytest.raises(ValueError, match="step must be at least 1, got 0"):
         TrajectoryClips(found, kind="test", step=0)
+
+
+def test_a_frame_that_breaks_is_replaced_in_training_and_stops_a_test(tmp_path):
+    found = [sequence(tmp_path, 8, name=f"n{n}") for n in range(4)]
+    for file in found[1].frames.files[4:]:
+        file.write_bytes(b"no picture")
+    clips, again = (
+        TrajectoryClips(found, kind="train", frames=4, step=2, size=32, max_unreadable=0.25)
+        for _ in range(2)
+    )
+    sample = clips[3, 1]
+    assert sample["replaced"]
+    other = int(sample["index"])
+    assert other != 1
+    assert torch.equal(sample["video"], again[3, 1]["video"])
+    assert sample["key"] == sample_key(0, 3, 1)
+    assert not clips[3, other]["replaced"]
+    assert clips.unreadable.numbers.tolist() == [1]
+    for file in found[0].frames.files:
+        file.unlink()
+    with pytest.raises(TooManyUnreadable, match=r"2 of 4 sequences(.|\s)*/n0\s+\S+/n1\s"):
+        clips[3, 0]
+    test = TrajectoryClips(found, kind="test", frames=4, step=1, size=32)
+    assert not test[2]["replaced"]
+    with pytest.raises(UnreadableFrame, match=r"n1/00000005\.jpg: cannot"):
+        test[3]
 
 
 def test_an_epoch_without_a_step_is_refused(root):
