@@ -9,6 +9,7 @@ to 108 pixels, and a patch that is never hidden in the first frame or in the fra
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,19 @@ from lightning_vssl.augment.colour import (
     shift_hue_saturation,
     to_unit,
 )
-from lightning_vssl.augment.views import IMAGENET_MEAN, IMAGENET_STD, Colour
+from lightning_vssl.augment.trajectories import (
+    Labels,
+    LabelSource,
+    draw_first_boxes,
+    draw_key_frames,
+    interpolate,
+    make_anchors,
+    whole_pixels,
+)
+from lightning_vssl.augment.views import IMAGENET_MEAN, IMAGENET_STD, Colour, flip_boxes
 from lightning_vssl.nn.keyed import uniform
 
-# Streams of the keyed generator; each kind of draw has its own.
-_ANCHOR, _JITTER, _PLACE = 16, 17, 18
+# Streams of the keyed generator; each kind of draw has its own. The first boxes' end at 18.
 _CENTRE_KEYS, _SIZE_KEYS, _ALPHA_KEYS = 19, 20, 21
 _CENTRE_SHIFT, _SIZE_SHIFT = 22, 23
 _CENTRE_EASING, _SIZE_EASING = 24, 25
@@ -35,69 +44,7 @@ _FLIP, _TINT, _BRIGHTEN, _STRETCH = 31, 32, 33, 34
 _BRIGHTNESS_KEYS, _CONTRAST_KEYS, _BRIGHTNESS, _CONTRAST = 35, 36, 37, 38
 _BRIGHTNESS_EASING, _CONTRAST_EASING = 39, 40
 
-_EASING = (0.70, 0.85)  # cumulated: linear, accelerating, (rest) decelerating
 _SHAPES = (0.50, 0.85)  # cumulated: rectangle, ellipse, (rest) rhombus
-
-
-def draw_key_frames(
-    key: Tensor, frames: int, probabilities: Sequence[float], stream: int
-) -> Tensor:
-    """Draws the frames between which a trajectory is interpolated.
-
-    The first and the last frame are always key frames. Inner ones sit on an even grid of spacing
-    d, moved by an integer jitter in [-d/3, d/3).
-
-    Args:
-        key: Keys of the samples, (B,) int64.
-        frames: Frames T of the clip.
-        probabilities: Probability of 0, 1, 2, ... inner key frames.
-        stream: The stream of random numbers to use.
-
-    Returns:
-        Frame indices, (B, len(probabilities) + 1) int64, ascending. Rows with fewer inner key
-        frames are filled up with the last frame: segments of no length.
-    """
-    most = len(probabilities) - 1
-    draws = uniform(key, most + 1, stream)  # (B, 1 + most)
-    cumulated = torch.tensor(probabilities, device=key.device).cumsum(0)[:-1]
-    inner = (draws[:, :1] >= cumulated).sum(1)  # (B,)
-    order = torch.arange(1, most + 1, device=key.device)  # (most,)
-    spacing = frames / (inner[:, None] + 1).float()  # (B, 1)
-    reach = (spacing / 3).floor()
-    jitter = (draws[:, 1:] * 2 * reach).floor() - reach
-    ticks = ((spacing * order).floor() + jitter).long()  # (B, most)
-    ticks = torch.where(order <= inner[:, None], ticks, frames - 1).clamp(0, frames - 1)
-    ends = torch.tensor([0, frames - 1], device=key.device).expand(len(key), 2)
-    return torch.cat([ends[:, :1], ticks, ends[:, 1:]], dim=1).sort(1).values
-
-
-def interpolate(values: Tensor, key_frames: Tensor, frames: int, easing: Tensor) -> Tensor:
-    """Fills in the frames between key frames.
-
-    Args:
-        values: Values at the key frames, (B, M, ...).
-        key_frames: Frame indices, (B, M) int64, ascending from 0 to ``frames - 1``.
-        frames: Frames T of the clip.
-        easing: Number in [0, 1) of each segment, (B, M - 1): below 0.7 the value changes evenly,
-            below 0.85 with constant acceleration from rest, else with constant deceleration.
-
-    Returns:
-        Values of every frame, (B, T, ...).
-    """
-    time = torch.arange(frames, device=values.device)
-    trailing = (1,) * (values.dim() - 2)
-    result = values[:, :1].expand(-1, frames, *values.shape[2:]).clone()
-    for segment in range(key_frames.shape[1] - 1):
-        start, end = key_frames[:, segment, None], key_frames[:, segment + 1, None]  # (B, 1)
-        share = (time - start) / (end - start).clamp(min=1)  # (B, T)
-        kind = easing[:, segment, None]
-        eased = torch.where(kind < _EASING[0], share, share**2)
-        eased = torch.where(kind < _EASING[1], eased, 1 - (1 - share) ** 2)
-        first, last = values[:, segment, None], values[:, segment + 1, None]
-        between = first + (last - first) * eased.view(*eased.shape, *trailing).to(values)
-        inside = ((time > start) & (time <= end)).view(*eased.shape, *trailing)
-        result = torch.where(inside, between, result)
-    return result
 
 
 @dataclass(frozen=True)
@@ -123,7 +70,7 @@ class Tracks:
     shown: Tensor
 
 
-class PatchTracks(nn.Module):
+class PatchTracks(LabelSource):
     """Pre-set trajectories: the label source of the paper (Table 1, "Pre-set").
 
     Lengths are in pixels of the clip and fit 112 x 112 pixels.
@@ -170,8 +117,7 @@ class PatchTracks(nn.Module):
         self.key_frames = tuple(key_frames)
         self.opacity = opacity
         self.soft_edges = soft_edges
-        sides = [(s * math.sqrt(r), s / math.sqrt(r)) for r in ratios for s in scales]
-        self.register_buffer("anchors", torch.tensor(sides), persistent=False)  # (A, 2) w, h
+        self.register_buffer("anchors", make_anchors(scales, ratios), persistent=False)  # (A, 2)
         self.anchors: Tensor
 
     def draw(self, key: Tensor, frames: int, height: int, width: int) -> Tracks:
@@ -217,12 +163,7 @@ class PatchTracks(nn.Module):
         batch, count = len(key), self.trajectories
         knots = len(self.key_frames) + 1
         canvas = torch.tensor([width, height], device=key.device, dtype=torch.float32)
-        anchor = (uniform(key, count, _ANCHOR) * len(self.anchors)).long()  # (B, K)
-        jitter = uniform(key, 2 * count, _JITTER).view(batch, count, 2) * 2 - 1
-        size = self.anchors[anchor] * (jitter * self.scale_jitter).exp()  # (B, K, 2)
-        size = torch.minimum(size.clamp(min=1), canvas - 1)
-        corner = uniform(key, 2 * count, _PLACE).view(batch, count, 2) * (canvas - size)
-        centre = corner + size / 2
+        centre, size = draw_first_boxes(key, count, self.anchors, self.scale_jitter, canvas)
 
         when = draw_key_frames(key, frames, self.key_frames, _CENTRE_KEYS)  # (B, M)
         step = when.diff(dim=1).float()  # (B, M - 1)
@@ -243,25 +184,17 @@ class PatchTracks(nn.Module):
         easing = uniform(key, knots - 1, _SIZE_EASING)
         sides = interpolate(size[:, None] * total.exp(), when, frames, easing)  # (B, T, K, 2)
 
-        low = torch.minimum((middle - sides / 2).clamp(min=0), canvas).round()
-        high = torch.minimum((middle + sides / 2).clamp(min=0), canvas).round()
-        high = torch.maximum(high, low + 1)  # a patch has at least one pixel
-        low = low - (high - canvas).clamp(min=0)
-        boxes = torch.cat([low, torch.minimum(high, canvas)], dim=-1)
-        return boxes.permute(0, 2, 1, 3).long()
+        return whole_pixels(middle, sides, canvas).permute(0, 2, 1, 3)
 
-    def forward(self, clips: Tensor, tracks: Tracks) -> tuple[Tensor, Tensor, Tensor]:
-        """Pastes moving patches into clips.
+    def forward(self, clips: Tensor, drawn: Tracks, boxes: Tensor | None = None) -> Labels:
+        """Pastes moving patches into clips, where they are the labels; all weights are 1.
 
         Args:
             clips: Clips, (B, 3, T, H, W) float; changed in place.
-            tracks: What `draw` returned for them.
-
-        Returns:
-            The clips; the boxes, (B, K, T, 4) float, xyxy in pixels; the weight of each frame in
-            the loss, (B, K, T), all 1.
+            drawn: What `draw` returned for them.
+            boxes: Not looked at.
         """
-        return paste(clips, tracks), tracks.boxes.to(clips), torch.ones_like(tracks.alpha)
+        return Labels(paste(clips, drawn), drawn.boxes.to(clips), torch.ones_like(drawn.alpha))
 
 
 def patch_alpha(shape: int, edge: float, height: int, width: int, device: torch.device) -> Tensor:
@@ -333,7 +266,7 @@ class PatchParameters:
 
     Attributes:
         flip: Whether the clip is mirrored, (B,) bool.
-        tracks: What the label source drew.
+        tracks: What the label source drew; of `PatchTracks` a `Tracks`.
         tint: Whether hue and saturation change, (B,) bool.
         hue: Half degrees added to the hue, (B,).
         saturation: Factor of the saturation, (B,).
@@ -344,7 +277,7 @@ class PatchParameters:
     """
 
     flip: Tensor
-    tracks: Tracks
+    tracks: Any
     tint: Tensor
     hue: Tensor
     saturation: Tensor
@@ -362,8 +295,7 @@ class CatchThePatch(nn.Module):
     (`lightning_vssl.data.windows.ScaleCrop`).
 
     Args:
-        tracks: The label source: draws trajectories and makes them visible. None for the paper's
-            pre-set trajectories, `PatchTracks`.
+        tracks: The label source. None for the paper's pre-set trajectories, `PatchTracks`.
         mean: Mean of each channel, RGB in [0, 1].
         std: Standard deviation of each channel.
         flip: Probability of a horizontal flip.
@@ -380,7 +312,7 @@ class CatchThePatch(nn.Module):
 
     def __init__(
         self,
-        tracks: PatchTracks | None = None,
+        tracks: LabelSource | None = None,
         mean: Colour = IMAGENET_MEAN,
         std: Colour = IMAGENET_STD,
         flip: float = 0.5,
@@ -394,7 +326,7 @@ class CatchThePatch(nn.Module):
         colour_key_frames: Sequence[float] = (0.7, 0.3),
     ) -> None:
         super().__init__()
-        self.tracks = tracks if tracks is not None else PatchTracks()
+        self.tracks: LabelSource = tracks if tracks is not None else PatchTracks()
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.mean: Tensor
@@ -410,7 +342,7 @@ class CatchThePatch(nn.Module):
         self.colour_key_frames = tuple(colour_key_frames)
 
     def draw(self, key: Tensor, frames: int, height: int, width: int) -> PatchParameters:
-        """Draws all parameters of a batch; see `PatchTracks.draw` for the arguments."""
+        """Draws all parameters of a batch; see `LabelSource.draw` for the arguments."""
         coin, hue, saturation = (uniform(key, 3, _TINT) * 2 - 1).unbind(1)
         brightness = self._drift(
             key, frames, _BRIGHTNESS_KEYS, _BRIGHTNESS, _BRIGHTNESS_EASING, self.brightness
@@ -449,39 +381,44 @@ class CatchThePatch(nn.Module):
         return interpolate(values.exp() if exp else values, when, frames, easing)
 
     @torch.no_grad()
-    def replay(self, video: Tensor, drawn: PatchParameters) -> tuple[Tensor, Tensor, Tensor]:
+    def replay(self, video: Tensor, drawn: PatchParameters, boxes: Tensor | None = None) -> Labels:
         """Makes the view that belongs to drawn parameters.
 
         Args:
             video: Clips, (B, 1, T, 3, H, W) uint8.
             drawn: What `draw` returned, or ``batch["patch_params"]``.
+            boxes: Boxes that came with the clips, (B, 1, T, N, 4), xyxy in pixels, or None.
 
         Returns:
-            Views (B, 1, 3, T, H, W) float32, normalised; trajectories (B, K, T, 4) float32, xyxy
-            in pixels; their weights (B, K, T).
+            The labels; their clips are float32 and normalised.
         """
         clips = to_unit(video[:, 0])  # (B, 3, T, H, W)
         clips = on_chosen(clips, drawn.flip.tolist(), lambda chosen: chosen.flip(-1))
-        clips, boxes, weights = self.tracks(clips, drawn.tracks)
+        if boxes is not None:
+            mirrored = flip_boxes(boxes[:, 0], video.shape[-1])  # (B, T, N, 4)
+            boxes = torch.where(drawn.flip[:, None, None, None], mirrored, boxes[:, 0])
+        labels = self.tracks(clips, drawn.tracks, boxes)
         clips = on_chosen(
-            clips, drawn.tint.tolist(), shift_hue_saturation, drawn.hue, drawn.saturation
+            labels.clips, drawn.tint.tolist(), shift_hue_saturation, drawn.hue, drawn.saturation
         )
         clips = on_chosen(clips, drawn.brighten.tolist(), shift_brightness, drawn.brightness)
         clips = on_chosen(clips, drawn.stretch.tolist(), scale_brightness, drawn.contrast)
         views = normalise(clips, self.mean, self.std, out=torch.empty_like(clips))
-        return views[:, None], boxes, weights
+        return Labels(views, *labels[1:])
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor | PatchParameters]:
         """Makes the training view of a batch.
 
         Args:
-            batch: Holds ``video`` (B, 1, T, 3, H, W) uint8 and ``key`` (B,) int64.
+            batch: Holds ``video`` (B, 1, T, 3, H, W) uint8, ``key`` (B,) int64 and, for
+                annotated trajectories, ``boxes`` (B, 1, T, N, 4).
 
         Returns:
             A copy of the batch with ``views`` (B, 1, 3, T, H, W), ``trajectories`` (B, K, T, 4)
-            xyxy in pixels of the views, ``trajectory_weights`` (B, K, T), and what was drawn in
-            ``patch_params``.
+            xyxy in pixels of the views, ``trajectory_weights`` (B, K, T), what was drawn in
+            ``patch_params`` and, where the network makes some labels itself, ``own_labels`` (B,)
+            bool.
 
         Raises:
             ValueError: If ``video`` is not uint8 of that shape, with one clip per sample.
@@ -495,11 +432,13 @@ class CatchThePatch(nn.Module):
             )
         frames, _, height, width = video.shape[2:]
         drawn = self.draw(batch["key"], frames, height, width)
-        views, boxes, weights = self.replay(video, drawn)
+        labels = self.replay(video, drawn, batch.get("boxes"))
+        own = {} if labels.own is None else {"own_labels": labels.own}
         return {
             **batch,
-            "views": views,
-            "trajectories": boxes,
-            "trajectory_weights": weights,
+            "views": labels.clips[:, None],
+            "trajectories": labels.boxes,
+            "trajectory_weights": labels.weights,
             "patch_params": drawn,
+            **own,
         }

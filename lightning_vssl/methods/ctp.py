@@ -5,15 +5,21 @@ Patches in Video", CVPR 2021. Patches are cut from the clip, pasted along pre-se
 hidden now and then; given a patch's box in the first frame, a light head reads its box in every
 frame off the backbone's features, all in one shot. No labels, no negatives, no teacher.
 
+The trajectories can also come from elsewhere (section 5.2 and Table 1): a teacher that tracks,
+annotations, or the network itself, tracking backward (cycle consistency).
+
 The parts: `lightning_vssl.augment.patches` draws and pastes the trajectories,
+`lightning_vssl.augment.label_sources` has the other sources,
 `lightning_vssl.nn.trajectory` is the head, `lightning_vssl.losses.trajectory` the targets and the
 loss. The backbone is trained with a last spatial stride of 1 (supplement D) and exported with 2.
 """
 
 import math
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.losses.trajectory import SIGMA, decode, encode, trajectory_loss
@@ -30,8 +36,9 @@ class CtP(Method):
         backbone: A 3-D network; the paper's are R3D-18 and R(2+1)D-18 with ``last_stride=1``
             (total spatial stride 8, supplement D and Table 2).
         augment: Usually `lightning_vssl.augment.patches.CatchThePatch`: returns ``views``
-            (B, 1, 3, T, H, W), ``trajectories`` (B, K, T, 4) xyxy in pixels of the views, and
-            ``trajectory_weights`` (B, K, T).
+            (B, 1, 3, T, H, W), ``trajectories`` (B, K, T, 4) xyxy in pixels of the views,
+            ``trajectory_weights`` (B, K, T) and perhaps ``own_labels`` (B,) bool, the clips that
+            the network labels itself.
         optimizer: The paper's is SGD, learning rate 0.01, momentum 0.9, weight decay 1e-4.
         schedule: The paper's divides by 10 after one and two thirds of the epochs.
         view: View of a batch outside training; see `Method`.
@@ -90,11 +97,35 @@ class CtP(Method):
         feature_map = self.backbone(clips)
         return self.head(feature_map, query), feature_map
 
+    @torch.no_grad()
+    def _tracked_back(self, clips: Tensor, last: Tensor) -> Tensor:
+        """Follows boxes from the last frame back to the first (section 5.2).
+
+        A second pass, over the whole batch on every rank, so that SyncBN's sums meet; the running
+        statistics count it as a step of their own.
+
+        Args:
+            clips: Normalised clips, (B, 3, T, H, W).
+            last: Boxes in the last frame, (B, K, 4), xyxy in pixels.
+
+        Returns:
+            Boxes in every frame, in the order of ``clips``, cut to the frame, (B, K, T, 4).
+        """
+        size = (clips.shape[-2], clips.shape[-1])
+        query = clip_boxes_to_image(last, size)
+        predicted, _ = self.track(clips.flip(2), query)
+        back = decode(predicted.to(query), query, self.sigma)
+        return clip_boxes_to_image(back.flip(2), size)
+
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         """Tracks the patches of an augmented batch and compares."""
         boxes, weights = batch["trajectories"], batch["trajectory_weights"]  # (B, K, T, 4)
-        query = boxes[:, :, 0]
-        predicted, feature_map = self.track(batch["views"][:, 0], query)
+        clips, query = batch["views"][:, 0], boxes[:, :, 0]
+        predicted, feature_map = self.track(clips, query)
+        followed = decode(predicted.detach().to(boxes), query, self.sigma)
+        if "own_labels" in batch:
+            own = batch["own_labels"][:, None, None, None]
+            boxes = torch.where(own, self._tracked_back(clips, followed[:, :, -1]), boxes)
         count = all_reduce_sum(weights.sum()) / world_size()
         centre, size = trajectory_loss(predicted, encode(boxes, query, self.sigma), weights, count)
         return {
@@ -103,7 +134,7 @@ class CtP(Method):
             "loss_size": size.detach(),
             "views": batch["views"],
             "trajectories": boxes,
-            "predicted": decode(predicted.detach().to(boxes), query, self.sigma),
+            "predicted": followed,
             "embedding": feature_map.detach().mean((2, 3, 4)),  # (B, C)
         }
 

@@ -11,11 +11,10 @@ from lightning_vssl.augment.patches import (
     CatchThePatch,
     PatchTracks,
     Tracks,
-    draw_key_frames,
-    interpolate,
     paste,
     patch_alpha,
 )
+from lightning_vssl.augment.trajectories import draw_key_frames, interpolate
 from lightning_vssl.nn.keyed import sample_key
 
 
@@ -140,12 +139,13 @@ def test_hidden_frames_keep_their_pixels_and_their_label():
     video = torch.rand(2, 3, 16, 112, 112)
     part = PatchTracks(trajectories=1, hidden=0.8)
     tracks = part.draw(_keys(2), 16, 112, 112)
-    pasted, boxes, weights = part(video.clone(), tracks)
+    pasted, boxes, weights, own_labels = part(video.clone(), tracks)
     for b in range(2):
         for t in range(16):
             same = torch.equal(pasted[b, :, t], video[b, :, t])
             own = t == tracks.source[b, 0]  # a patch pasted where it was cut changes nothing
             assert same == (own or not tracks.shown[b, 0, t])
+    assert own_labels is None
     assert torch.equal(boxes, tracks.boxes.float())
     assert (weights == 1).all()
 
@@ -169,9 +169,9 @@ def test_view_is_replayed_from_what_was_drawn():
     video = torch.randint(0, 256, (6, 1, 16, 3, 64, 64), dtype=torch.uint8)
     augment = CatchThePatch(PatchTracks(scales=(9, 14, 18)))
     batch = augment({"video": video, "key": _keys(6)})
-    views, boxes, _ = augment.replay(video, batch["patch_params"])
-    assert torch.equal(views, batch["views"])
-    assert torch.equal(boxes, batch["trajectories"])
+    labels = augment.replay(video, batch["patch_params"])
+    assert torch.equal(labels.clips, batch["views"][:, 0])
+    assert torch.equal(labels.boxes, batch["trajectories"])
     other = augment({"video": video, "key": _keys(6, epoch=1)})
     assert not torch.equal(other["trajectories"], batch["trajectories"])
 
