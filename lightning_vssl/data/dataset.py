@@ -162,7 +162,7 @@ class VideoDataset(Dataset[dict[str, Tensor]]):
     def _clip(self, row: int, key: int, epoch: int) -> dict[str, Tensor]:
         rng = np.random.Generator(np.random.Philox(key=key & _WORD))
         path = self.manifest.path(row)
-        with VideoReader(path, fps=self.manifest.rate(row)) as reader:
+        with self.manifest.open(row) as reader:
             first, last = np.searchsorted(reader.times, self.manifest.span(row))
             if first >= last:
                 raise UnreadableVideo(path, f"no frame within {self.manifest.span(row)} seconds")

@@ -54,6 +54,7 @@ from lightning_vssl.data.packets import (
     stamp,
     words,
 )
+from lightning_vssl.data.place import Place
 from lightning_vssl.data.source import (
     DEFAULT_FPS,
     Box,
@@ -91,6 +92,8 @@ class VideoReader:
             25 for a folder.
         verify: Decode the whole file on opening, so that a file that breaks somewhere is refused
             at once and the number of frames is that of a decode whatever the container says.
+        place: Where the video lies if not under its path: a file that was made of it, or a member
+            of a shard. The path then only names it.
 
     Attributes:
         path: As given.
@@ -102,15 +105,22 @@ class VideoReader:
         UnreadableVideo: No such file, no video in it, no frame, or a frame that does not decode.
     """
 
-    def __init__(self, path: str | Path, *, fps: float | None = None, verify: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fps: float | None = None,
+        verify: bool = False,
+        place: Place | None = None,
+    ) -> None:
         if fps is not None and not fps > 0:
             raise ValueError(f"fps must be positive or None, got {fps}")
         self.path = Path(path)
-        self._arguments = (fps, verify)
+        self._arguments = (fps, verify, place)
         self._source: _File | Folder = (
             Folder(self.path, fps, verify)
-            if is_images(self.path)
-            else _File(self.path, fps, verify)
+            if place is None and is_images(self.path)
+            else _File(self.path, place or Place(self.path), fps, verify)
         )
         self.info = self._source.info
         self.times = self._source.times
@@ -127,8 +137,8 @@ class VideoReader:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[[], "VideoReader"], tuple[()]]:
-        fps, verify = self._arguments
-        return partial(VideoReader, self.path, fps=fps, verify=verify), ()
+        fps, verify, place = self._arguments
+        return partial(VideoReader, self.path, fps=fps, verify=verify, place=place), ()
 
     def close(self) -> None:
         """Close the file. Reading afterwards is an error."""
@@ -188,6 +198,40 @@ class VideoReader:
         used = np.array([cutter.used for cutter in cutters], dtype=np.float32)
         return out, np.repeat(used, len(indices) // len(used), axis=0)
 
+    def stream(
+        self,
+        indices: NDArray[np.integer],
+        *,
+        window: Box | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[Pixels]:
+        """Give frames one after another, in one pass over the file, without holding them all.
+
+        Args:
+            indices: (T,) frame numbers in [0, N), increasing.
+            window: x0, y0, x1, y1 in displayed source pixels; None for whole frames.
+            size: (H, W) as in `read`.
+
+        Yields:
+            (H, W, 3) uint8 RGB, as `read` gives it.
+
+        Raises:
+            IndexError, ValueError, UnreadableVideo: As `read` does.
+        """
+        wanted = self._checked_indices(np.asarray(indices)[None])[0]  # (T,)
+        if (np.diff(wanted) <= 0).any():
+            raise ValueError("indices must increase")
+        box = self._checked_windows(None if window is None else np.array([window]), 1)[0]
+        cut = self._source.cutter(box, size, "bilinear")
+        early: dict[int, Pixels] = {}
+        order = iter(wanted.tolist())
+        due = next(order)
+        for number, picture in self._source.frames(wanted):
+            early[number] = cut(picture).copy()  # type: ignore[arg-type]
+            while due in early:
+                yield early.pop(due)
+                due = next(order, -1)
+
     def _checked_indices(self, indices: NDArray[np.integer]) -> Indices:
         indices = np.asarray(indices)
         if indices.ndim != 2 or not indices.size or not np.issubdtype(indices.dtype, np.integer):
@@ -226,18 +270,25 @@ class VideoReader:
         return [tuple(box) for box in np.clip(windows, 0.0, limit).tolist()]
 
 
-def probe(path: str | Path, *, fps: float | None = None, decode: bool = False) -> VideoInfo:
+def probe(
+    path: str | Path,
+    *,
+    fps: float | None = None,
+    decode: bool = False,
+    place: Place | None = None,
+) -> VideoInfo:
     """Describe a video.
 
     Args:
         path: A video file or a folder of frames.
         fps: As for `VideoReader`.
         decode: Decode all of it: the exact number of frames, and proof that they can be read.
+        place: As for `VideoReader`.
 
     Raises:
         UnreadableVideo: As for `VideoReader`.
     """
-    with VideoReader(path, fps=fps, verify=decode) as video:
+    with VideoReader(path, fps=fps, verify=decode, place=place) as video:
         return video.info
 
 
@@ -377,8 +428,9 @@ def _planes(frame: av.VideoFrame) -> list[Pixels]:
 class _File(FrameSource[av.VideoFrame]):
     """A video file, by way of its packets."""
 
-    def __init__(self, path: Path, fps: float | None, verify: bool) -> None:
+    def __init__(self, path: Path, place: Place, fps: float | None, verify: bool) -> None:
         self._path = path
+        self._place = place
         self._kept: list[av.VideoFrame] | None = None
         self._connect(quick=not verify)
         try:
@@ -390,10 +442,11 @@ class _File(FrameSource[av.VideoFrame]):
     def _connect(self, *, quick: bool) -> None:
         """Open the container and read its packets."""
         self._quick = quick
-        self._container = opened(self._path, quick=quick)
+        self._container = opened(self._path, self._place, quick=quick)
         try:
             self._stream = self._chosen()
-            self._packets = index_packets(self._container, self._stream, self._path)
+            size = self._place.stat()[0]
+            self._packets = index_packets(self._container, self._stream, self._path, size)
         except BaseException:
             self._container.close()
             raise
@@ -519,7 +572,7 @@ class _File(FrameSource[av.VideoFrame]):
     def _may_turn(self) -> bool:
         if self._format == "matroska,webm":
             return True
-        return self._format.startswith("mov,") and may_turn(self._path)
+        return self._format.startswith("mov,") and may_turn(self._place)
 
     def _first(self) -> av.VideoFrame:
         """A frame decoded from as few packets as will do, for what only frames say."""
@@ -639,7 +692,7 @@ class _File(FrameSource[av.VideoFrame]):
         context.skip_frame = "DEFAULT"
         may_skip = wanted is not None and self._codec in _SKIPS
         skipping = False
-        supply = Supply(self._packets, self._container, self._stream, self._path)
+        supply = Supply(self._packets, self._container, self._stream, self._path, self._place)
         number = 0
         try:
             for number, empty in numbers:

@@ -129,7 +129,7 @@ class KeyFrameDataset(VideoDataset):
         if held is not None and held[0] == os.getpid():
             held[2].close()
         self._held = None
-        reader = VideoReader(self.manifest.path(film), fps=self.manifest.rate(film))
+        reader = self.manifest.open(film)
         self._held = (os.getpid(), film, reader)
         return reader
 

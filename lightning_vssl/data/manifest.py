@@ -29,11 +29,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_vssl.data.decode import UnreadableVideo, probe
+from lightning_vssl.data.decode import UnreadableVideo, VideoReader, probe
+from lightning_vssl.data.place import Place
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # part of the hash: a new layout of the table never meets an old file
+_FORMAT = "2"  # part of the hash: a new layout of the table never meets an old file
 _CHUNK = 32  # files a process takes at a time
 _NAMED = 10  # files a message names before it says how many more there are
 
@@ -51,6 +52,7 @@ class Entry:
         start: First second used of the file.
         end: First second no longer used; NaN for the end of the file.
         fps: Frames per second of a folder of frames; None for a video file.
+        place: Where the video lies if not under its path, which then only names it.
     """
 
     path: str
@@ -58,6 +60,7 @@ class Entry:
     start: float = 0.0
     end: float = float("nan")
     fps: float | None = None
+    place: Place | None = None
 
 
 class _Facts(NamedTuple):
@@ -75,6 +78,7 @@ class _Task(NamedTuple):
     path: str
     fps: float | None
     verify: bool
+    place: Place | None
 
 
 _SCHEMA = pa.schema(
@@ -84,6 +88,8 @@ _SCHEMA = pa.schema(
         ("start", pa.float64()),
         ("end", pa.float64()),
         ("rate", pa.float64()),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
         ("size", pa.int64()),
         ("mtime", pa.int64()),
         ("readable", pa.bool_()),
@@ -101,7 +107,8 @@ class Manifest:
     """The rows of a dataset. Cheap to pickle and to share with workers: Arrow memory, no objects.
 
     Columns: ``path``, ``label``, ``start``, ``end`` and ``rate`` (NaN where none) as in `Entry`;
-    ``size`` in bytes and ``mtime`` in nanoseconds, -1 for a missing file; ``readable`` or the
+    ``file``, empty where the video lies under its path, and ``offset`` as in `Place`; ``size`` in
+    bytes and ``mtime`` in nanoseconds, -1 for a missing file; ``readable`` or the
     ``reason`` why not; ``frames``, ``fps``, ``width``, ``height`` (as displayed), ``duration`` in
     seconds, 0 where not readable.
 
@@ -130,8 +137,24 @@ class Manifest:
         return array
 
     def path(self, row: int) -> Path:
-        """Where the video of a row lies."""
+        """The video of a row, as the dataset names it; `place` says where it lies."""
         return self.root / str(self._paths[row].as_py())
+
+    def place(self, row: int) -> Place | None:
+        """Where the video of a row lies if not under its path."""
+        file = str(self.table.column("file")[row].as_py())
+        if not file:
+            return None
+        offset, size = (int(self.table.column(name)[row].as_py()) for name in ("offset", "size"))
+        return Place(Path(file), offset, size)
+
+    def open(self, row: int) -> VideoReader:
+        """The video of a row.
+
+        Raises:
+            UnreadableVideo: If it cannot be read.
+        """
+        return VideoReader(self.path(row), fps=self.rate(row), place=self.place(row))
 
     def label(self, row: int) -> int:
         """Class of a row, -1 where there is none."""
@@ -258,7 +281,8 @@ def manifest_file(
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([_FORMAT, str(root.absolute()), list(classes), verify]).encode())
     for entry in entries:
-        digest.update(repr((entry.path, entry.label, entry.start, entry.end, entry.fps)).encode())
+        said = (entry.path, entry.label, entry.start, entry.end, entry.fps, entry.place)
+        digest.update(repr(said).encode())
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     return folder / f"manifest-{digest.hexdigest()}.parquet"
 
@@ -297,13 +321,13 @@ def build_manifest(
     _check_labels(entries, classes)
     file = manifest_file(entries, root, classes, cache_dir=cache_dir, verify=verify)
     paths = [root / entry.path for entry in entries]
-    sizes, mtimes = _stat(paths)
+    sizes, mtimes = _stat([e.place or Place(path) for e, path in zip(entries, paths, strict=True)])
     facts, stale = _known(file, sizes, mtimes)
     present = stale & (sizes >= 0)
     for row in np.flatnonzero(stale & (sizes < 0)):
         facts[row] = _Facts(reason=MISSING)
     rows = [int(row) for row in np.flatnonzero(present)]
-    tasks = [_Task(str(paths[row]), entries[row].fps, verify) for row in rows]
+    tasks = [_Task(str(paths[row]), entries[row].fps, verify, entries[row].place) for row in rows]
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     with _bar(len(tasks), progress) as advance:
@@ -377,21 +401,20 @@ def _check_labels(entries: Sequence[Entry], classes: Sequence[str]) -> None:
             )
 
 
-def _stat(paths: Sequence[Path]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _stat(places: Sequence[Place]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Sizes in bytes and times of modification in nanoseconds, -1 where there is no file."""
 
-    def one(path: Path) -> tuple[int, int]:
+    def one(place: Place) -> tuple[int, int]:
         try:
-            found = path.stat()
+            return place.stat()
         except OSError:
             return -1, -1
-        return found.st_size, found.st_mtime_ns
 
-    if len(paths) < 256:
-        pairs = [one(path) for path in paths]
+    if len(places) < 256:
+        pairs = [one(place) for place in places]
     else:  # a network's latency, not the processor, is the cost
         with ThreadPoolExecutor(16) as pool:
-            pairs = list(pool.map(one, paths, chunksize=64))
+            pairs = list(pool.map(one, places, chunksize=64))
     array = np.array(pairs, np.int64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
@@ -425,6 +448,8 @@ def _table(
         "start": [entry.start for entry in entries],
         "end": [entry.end for entry in entries],
         "rate": [float("nan") if entry.fps is None else entry.fps for entry in entries],
+        "file": ["" if entry.place is None else str(entry.place.file) for entry in entries],
+        "offset": [0 if entry.place is None else entry.place.offset for entry in entries],
         "size": sizes,
         "mtime": mtimes,
         "readable": [not fact.reason for fact in facts],
@@ -436,7 +461,7 @@ def _table(
 
 def _probe_one(task: _Task) -> _Facts:
     try:
-        info = probe(task.path, fps=task.fps, decode=task.verify)
+        info = probe(task.path, fps=task.fps, decode=task.verify, place=task.place)
     except UnreadableVideo as error:
         return _Facts(reason=str(error.reason) or "unreadable")
     return _Facts(info.frames, info.fps, info.width, info.height, info.duration)

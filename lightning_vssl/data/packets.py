@@ -13,6 +13,7 @@ import numpy as np
 from av.stream import Discard
 from numpy.typing import NDArray
 
+from lightning_vssl.data.place import Place
 from lightning_vssl.data.unreadable import UnreadableFile
 
 # Packets of a file up to this size stay in memory between indexing and decoding, so that the file
@@ -81,15 +82,21 @@ class Packets:
 
 
 def index_packets(
-    container: av.container.InputContainer, stream: av.VideoStream, path: Path
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, size: int
 ) -> Packets:
     """Read all packets of a stream once, without decoding.
+
+    Args:
+        container: The open file.
+        stream: The stream.
+        path: What errors call the video.
+        size: Bytes of the file.
 
     Raises:
         UnreadableVideo: The container breaks off with an error.
     """
     look = _look(stream.codec_context.name, stream.codec_context.extradata)
-    keep = path.stat().st_size <= KEEP_PACKETS
+    keep = size <= KEEP_PACKETS
     stamps: list[int] = []
     flags: list[bool] = []
     kind: list[str] = []
@@ -151,11 +158,13 @@ class Supply:
         container: av.container.InputContainer,
         stream: av.VideoStream,
         path: Path,
+        place: Place,
     ) -> None:
         self._packets = packets
         self._container = container
         self._stream = stream
         self._path = path
+        self._place = place
         self._reading: Iterator[_Packet] = iter(())
         self._next = -1
 
@@ -210,28 +219,32 @@ class Supply:
 
     def _rewind(self) -> None:
         """Start again from a fresh container: not all formats seek to their first packet."""
-        self._container = opened(self._path)
+        self._container = opened(self._path, self._place)
         self._stream = only_stream(self._container, self._stream.index)
         self._reading = self._container.demux(self._stream)
         self._next = 0
 
 
-def opened(path: Path, *, quick: bool = False) -> av.container.InputContainer:
+def opened(path: Path, place: Place, *, quick: bool = False) -> av.container.InputContainer:
     """Open a video file; what is not UTF-8 in its metadata is replaced.
 
     Args:
-        path: The file.
+        path: What errors call the video.
+        place: Where it lies.
         quick: Let libav's look at the first packets do without decoding a frame of H.264, which
             takes longer than all the rest of opening. The price: nothing is known of the pixel
             format, nor of the delay by reordering unless the stream states it.
     """
-    if not path.exists():
-        raise UnreadableVideo(path, "there is no such file or folder")
-    if not path.stat().st_size:
-        raise UnreadableVideo(path, "the file is empty")
+    elsewhere = "" if place.file == path else f" {place.file}"
+    if not place.file.exists():
+        raise UnreadableVideo(path, f"there is no such file or folder{elsewhere}")
+    if not place.stat()[0]:
+        raise UnreadableVideo(path, f"the file{elsewhere} is empty")
+    if fault := place.fault():
+        raise UnreadableVideo(path, fault)
     try:
         options = {"skip_frame": "all"} if quick else {}
-        return av.open(f"file:{path}", metadata_errors="replace", options=options)
+        return av.open(place.url, metadata_errors="replace", options=options)
     except av.FFmpegError as error:
         reason = f"it cannot be opened as a video ({words(error)})"
         raise UnreadableVideo(path, reason) from error
@@ -260,14 +273,14 @@ def increasing(stamps: Indices) -> bool:
     return bool((stamps != NONE).all() and (np.diff(stamps) > 0).all())
 
 
-def may_turn(path: Path) -> bool:
+def may_turn(place: Place) -> bool:
     """Whether an MP4 or MOV file may ask for its frames to be turned.
 
     False only if the matrices of the movie and of all its tracks are the identity, which is quicker
     to find out than decoding a frame.
     """
-    with path.open("rb") as file:
-        matrices = list(_matrices(file, 0, path.stat().st_size))
+    with place.open() as file:
+        matrices = list(_matrices(file, place.offset, place.offset + place.stat()[0]))
     return not matrices or any(matrix != _IDENTITY for matrix in matrices)
 
 

@@ -68,14 +68,13 @@ class WholeVideos(Dataset[Record]):
             return {"row": row, "error": ""}
         if not self._readable[row]:
             return {"row": row, "error": self._reasons[row].as_py() or "unreadable"}
-        path = self.manifest.path(row)
         try:
-            with VideoReader(path, fps=self.manifest.rate(row)) as reader:
+            with self.manifest.open(row) as reader:
                 found = self.work(reader, self.manifest.span(row))
         except UnreadableVideo as error:
             return {"row": row, "error": error.reason or "unreadable"}
         except Exception as error:
-            error.add_note(f"while working on {path}")
+            error.add_note(f"while working on {self.manifest.path(row)}")
             raise
         return {"row": row, "error": "", **found}
 

@@ -36,6 +36,7 @@ from lightning_vssl.data.backgrounds import (
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.foregrounds import Foreground
 from lightning_vssl.data.manifest import Manifest
+from lightning_vssl.data.place import Place
 from lightning_vssl.data.synthetic_files import Coding, encode
 from lightning_vssl.data.whole import Record, Span, Work
 from lightning_vssl.jobs.base import Job
@@ -69,11 +70,13 @@ class Source:
         path: File, or folder of frames.
         rate: Frames per second of a folder; None for a file.
         span: Seconds that are used: the first, and the first no longer used.
+        place: Where it lies, if not under its path.
     """
 
     path: Path
     rate: float | None
     span: Span
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class RenderVariants:
         }
 
     def _background(self, source: Source, size: tuple[int, int]) -> Pixels:
-        with VideoReader(source.path, fps=source.rate) as reader:
+        with VideoReader(source.path, fps=source.rate, place=source.place) as reader:
             frames, masks = self._read(reader, source.span, size)
         return only_background_tiled(frames, masks)
 
@@ -248,7 +251,9 @@ class BackgroundJob(Job):
         for row, drawn in enumerate(self.backgrounds() if chosen else ()):
             sources = {name: int(drawn[MIXED.index(name)]) for name in chosen}
             behind[paths[row]] = {
-                name: Source(paths[other], manifest.rate(other), manifest.span(other))
+                name: Source(
+                    paths[other], manifest.rate(other), manifest.span(other), manifest.place(other)
+                )
                 for name, other in sources.items()
             }
         files = {path: self.files(row) for row, path in enumerate(paths)}

@@ -247,7 +247,7 @@ class TrackJob(Job):
             masks[seen] = unpack_masks(tube["masks"], int(seen.sum()), *masks.shape[1:])
             manifest = self._listed()
             try:
-                with VideoReader(manifest.path(row), fps=manifest.rate(row)) as reader:
+                with manifest.open(row) as reader:
                     chosen = np.abs(reader.times[:, None] - time).argmin(axis=0)
                     frames = _read(reader, chosen, _SHOWN_SIDE)
             except UnreadableVideo:
