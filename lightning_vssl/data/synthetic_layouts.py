@@ -162,6 +162,19 @@ def make_demo(
     return root
 
 
+def is_built_in(root: Path) -> bool:
+    """Whether a folder holds built-in videos, or lies in one that does.
+
+    Args:
+        root: Any folder; it need not exist.
+
+    Returns:
+        True for what `make_demo` began. A number measured on it is no benchmark's.
+    """
+    root = root.absolute()
+    return any((folder / _MARKER).is_file() for folder in (root, *root.parents))
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 

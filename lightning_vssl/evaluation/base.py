@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -25,6 +25,7 @@ from lightning_vssl.backbones.weights import (
     sha256,
     stamp,
 )
+from lightning_vssl.data.synthetic_layouts import is_built_in
 from lightning_vssl.evaluation.result import RESULT, as_data, show, write_json
 from lightning_vssl.optim import Schedule
 
@@ -330,7 +331,8 @@ def data_arguments(module: LightningDataModule | None) -> dict[str, object]:
         module: The data module; None if loaders were given without one.
 
     Returns:
-        Plain data. What only concerns the machine (workers, caches) is left out.
+        Plain data. What only concerns the machine (workers, caches) is left out. ``built_in`` says
+        whether any of it is drawn by this package.
     """
     if module is None:
         return {}
@@ -341,4 +343,14 @@ def data_arguments(module: LightningDataModule | None) -> dict[str, object]:
         and name not in _MACHINE
         and (is_plain(value) or isinstance(value, Path) or dataclasses.is_dataclass(value))
     }
-    return {"class": type(module).__name__, **settings}
+    drawn = any(is_built_in(root) for root in _roots(settings))
+    return {"class": type(module).__name__, "built_in": drawn, **settings}
+
+
+def _roots(settings: Mapping[str, object]) -> Iterator[Path]:
+    """Folders of videos, of a data module and of those that it is made of."""
+    for name, value in settings.items():
+        if name == "root" and isinstance(value, str):
+            yield Path(value)
+        elif isinstance(value, Mapping):
+            yield from _roots(value)
