@@ -13,6 +13,7 @@ from lightning_vssl.data.key_frames import KeyFrameDataset
 from lightning_vssl.data.manifest import Entry, Manifest
 from lightning_vssl.data.windows import Canvas, Windows
 from lightning_vssl.datamodules.base import Split, VideoDataModule, require_files
+from lightning_vssl.datamodules.options import LoaderOptions, Unpack
 from lightning_vssl.metrics.action_rows import (
     ActionRows,
     frame_numbers,
@@ -76,7 +77,7 @@ class AVA(VideoDataModule):
         boxes: What an evaluation classifies: the true boxes, or detected ones.
         detections: CSV of detected persons, for ``detected``: AVA's columns, without an action,
             the score in the eighth. SlowFast's release has ``ava_val_predicted_boxes.csv``.
-        threshold: Least score of a detected box. VideoGLUE evaluates with 0.8.
+        threshold: Least score of a detected box; None for VideoGLUE's, 0.8 on AVA.
         frames: Frames of a clip. ConST-CL (section 4.2): 32.
         stride: Ticks of ``fps`` from one to the next. ConST-CL: 2.
         fps: Rate at which films are taken; None for frames as stored.
@@ -86,20 +87,16 @@ class AVA(VideoDataModule):
         window: Part of the picture in training; None for the whole on a canvas of 400 x 400.
         eval_window: The same in evaluation.
         batch_size: Training samples per step over all processes together. VideoGLUE: 256.
-        eval_batch_size: The same in evaluation; None for ``batch_size``.
-        num_workers: Processes per training process that read films.
-        prefetch_factor: Batches that each of them holds ready.
-        seed: Where every draw of the data starts.
-        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
         max_missing: Share of a split's films that may lack their file.
         max_unreadable: Share of them that may be broken.
-        verify: Decode every film in full when it is first listed.
+        options: How samples are read; see `VideoDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range, or detections are asked for and not given.
     """
 
     _name: ClassVar[str] = "AVA"
+    _threshold: ClassVar[float] = 0.8
 
     def __init__(
         self,
@@ -107,7 +104,7 @@ class AVA(VideoDataModule):
         *,
         boxes: Boxes = "ground_truth",
         detections: Path | None = None,
-        threshold: float = 0.8,
+        threshold: float | None = None,
         frames: int = 32,
         stride: int = 2,
         fps: float | None = 30.0,
@@ -116,19 +113,15 @@ class AVA(VideoDataModule):
         window: Windows | None = None,
         eval_window: Windows | None = None,
         batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        seed: int = 0,
-        cache_dir: Path | None = None,
         max_missing: float = 0.25,
         max_unreadable: float = 0.05,
-        verify: bool = False,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         if boxes not in get_args(Boxes):
             raise ValueError(f"boxes={boxes!r}: choose {' or '.join(get_args(Boxes))}")
         if boxes == "detected" and detections is None:
             raise ValueError("boxes=detected needs detections: the CSV of a person detector")
+        threshold = self._threshold if threshold is None else threshold
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold}: a score, 0 to 1")
         if limit < 1:
@@ -141,14 +134,9 @@ class AVA(VideoDataModule):
             eval_clips=self._clip,
             eval_window=eval_window if eval_window is not None else Canvas(),
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor,
-            seed=seed,
-            cache_dir=cache_dir,
             max_missing=max_missing,
             max_unreadable=max_unreadable,
-            verify=verify,
+            **options,
         )
         self.box_source: Boxes = boxes
         self.detections = None if detections is None else Path(detections).expanduser()

@@ -38,6 +38,8 @@ _SHARED_MEMORY = Path("/dev/shm")
 class VideoDataModule(LightningDataModule):
     """Videos of one dataset as batches; a dataset adds `entries` and nothing else.
 
+    A dataset with arguments of its own takes the rest as `lightning_vssl.datamodules.options` says.
+
     Batches are dicts of tensors on the CPU, `VideoDataset`'s samples stacked: ``video``
     (B, V, T, 3, H, W) uint8, ``crop``, ``key``, ``time``, ``index``, ``replaced``, ``label`` where
     every video of the split has one, ``boxes`` where a box file is given, and ``mask`` and

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning_vssl.data.clips import CentreClip, FrameViews
-from lightning_vssl.data.decode import IMAGE_SUFFIXES
+from lightning_vssl.data.frames import IMAGE_SUFFIXES
 from lightning_vssl.data.manifest import Entry
 from lightning_vssl.data.windows import CentreCrop, RandomResizedCrop, Windows
 from lightning_vssl.datamodules.base import Split, VideoDataModule
+from lightning_vssl.datamodules.options import LoaderOptions, Unpack
 
 
 class ImageFolder(VideoDataModule):
@@ -43,17 +44,12 @@ class ImageFolder(VideoDataModule):
         eval_window: Crop in evaluation; None for the short side to 256, the centre of 224 x 224,
             cubic.
         batch_size: Training images per step over all processes together.
-        eval_batch_size: The same in evaluation; None for ``batch_size``.
-        num_workers: Processes per training process that read images.
-        prefetch_factor: Batches that each of them holds ready.
-        seed: Where every draw of the data starts.
-        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
         gallery: In tests, walk the training images first, then the test images.
         label_fraction: Share of the training images of each class that are used.
         video_fraction: Share of the training images that are used, whatever their class.
         max_missing: Share of a split's images that may lack their file.
         max_unreadable: Share of them that may be broken.
-        verify: Decode every image in full when it is first listed.
+        options: How samples are read; see `VideoDataModule`.
     """
 
     def __init__(
@@ -70,17 +66,12 @@ class ImageFolder(VideoDataModule):
         window: Windows | None = None,
         eval_window: Windows | None = None,
         batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        seed: int = 0,
-        cache_dir: Path | None = None,
         gallery: bool = False,
         label_fraction: float = 1.0,
         video_fraction: float = 1.0,
         max_missing: float = 0.0,
         max_unreadable: float = 0.05,
-        verify: bool = False,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
             root,
@@ -89,17 +80,12 @@ class ImageFolder(VideoDataModule):
             eval_clips=CentreClip(frames=1),
             eval_window=eval_window or CentreCrop(interpolation="bicubic"),
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor,
-            seed=seed,
-            cache_dir=cache_dir,
             gallery=gallery,
             label_fraction=label_fraction,
             video_fraction=video_fraction,
             max_missing=max_missing,
             max_unreadable=max_unreadable,
-            verify=verify,
+            **options,
         )
         inside = [one for one in (val, test) if one and Path(train) in Path(one).parents]
         if inside:

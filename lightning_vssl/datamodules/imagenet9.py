@@ -8,11 +8,12 @@ from torch import Tensor
 from lightning_vssl.data import imagenet9
 from lightning_vssl.data.backgrounds import VARIANTS, Variant, variant_of
 from lightning_vssl.data.dataset import VideoDataset
-from lightning_vssl.data.decode import IMAGE_SUFFIXES
+from lightning_vssl.data.frames import IMAGE_SUFFIXES
 from lightning_vssl.data.manifest import Entry
 from lightning_vssl.data.windows import WholeFrame, Windows
 from lightning_vssl.datamodules.base import Loader, Split, require_files
 from lightning_vssl.datamodules.image_folder import ImageFolder
+from lightning_vssl.datamodules.options import LoaderOptions, Unpack
 from lightning_vssl.datamodules.variants import rendered_folder
 
 _SOURCE = "github.com/MadryLab/backgrounds_challenge, its release"
@@ -43,15 +44,10 @@ class ImageNet9(ImageFolder):
         eval_window: Crop in validation; None for the short side to 256, the centre of 224 x 224,
             cubic.
         batch_size: Training images per step over all processes together.
-        eval_batch_size: The same in evaluation; None for ``batch_size``.
-        num_workers: Processes per training process that read images.
-        prefetch_factor: Batches that each of them holds ready.
-        seed: Where every draw of the data starts.
-        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
         label_fraction: Share of the training images of each class that are used.
         max_missing: Share of a split's images that may lack their file.
         max_unreadable: Share of them that may be broken.
-        verify: Decode every image in full when it is first listed.
+        options: How samples are read; see `VideoDataModule`.
 
     Raises:
         ValueError: If a variant is unknown or given twice, or ``size`` is below 1.
@@ -71,15 +67,10 @@ class ImageNet9(ImageFolder):
         window: Windows | None = None,
         eval_window: Windows | None = None,
         batch_size: int = 256,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        seed: int = 0,
-        cache_dir: Path | None = None,
         label_fraction: float = 1.0,
         max_missing: float = 0.0,
         max_unreadable: float = 0.0,
-        verify: bool = False,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
             root,
@@ -91,15 +82,10 @@ class ImageNet9(ImageFolder):
             window=window,
             eval_window=eval_window,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor,
-            seed=seed,
-            cache_dir=cache_dir,
             label_fraction=label_fraction,
             max_missing=max_missing,
             max_unreadable=max_unreadable,
-            verify=verify,
+            **options,
         )
         self.challenge = Path(challenge).expanduser().absolute()
         rendered_folder(self.challenge, variants)

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from lightning_vssl.data.backgrounds import Variant, variant_of
-from lightning_vssl.data.clips import Clips
 from lightning_vssl.data.manifest import Entry
-from lightning_vssl.data.tubes import TubeForm
-from lightning_vssl.data.windows import Windows
 from lightning_vssl.datamodules.base import Split, require_files
 from lightning_vssl.datamodules.kinetics import Kinetics
+from lightning_vssl.datamodules.options import Unpack, VideoOptions
 from lightning_vssl.datamodules.variants import in_variants, rendered_folder
 
 _log = logging.getLogger(__name__)
@@ -40,25 +38,7 @@ class MiniKinetics(Kinetics):
         rendered: Folder of the variants: ``variants`` in the run's folder of the job. None to test
             the videos as they are.
         variants: Which variants are tested.
-        clips: Frames of a training sample; None for CtP's.
-        window: Crop of a training sample; None for CtP's.
-        eval_clips: Frames of an evaluation sample; None for CtP's ten clips.
-        eval_window: Crop of an evaluation sample; None for CtP's.
-        batch_size: Training samples per step over all processes together.
-        eval_batch_size: The same in evaluation; None for ``batch_size``.
-        num_workers: Processes per training process that read videos.
-        prefetch_factor: Batches that each of them holds ready.
-        seed: Where every draw of the data starts.
-        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
-        gallery: In tests, walk the training videos first, then the test videos.
-        label_fraction: Share of the training videos of each class that are used.
-        video_fraction: Share of the training videos that are used, whatever their class.
-        boxes: Box file of the videos, which samples then carry; see `VideoDataModule`.
-        tubes: Tube file of the videos, whose masks samples then carry; see `VideoDataModule`.
-        tube_form: What the masks are: ``mask``, ``box`` or ``middle``.
-        max_missing: Share of a split's videos that may lack their file, their boxes or tubes.
-        max_unreadable: Share of them that may be broken.
-        verify: Decode every video in full when it is first listed.
+        options: What every data module of videos takes; see `VideoDataModule`.
     """
 
     def __init__(
@@ -68,49 +48,13 @@ class MiniKinetics(Kinetics):
         lists: Path,
         rendered: Path | None = None,
         variants: tuple[Variant, ...] = ("original", "no_fg"),
-        clips: Clips | None = None,
-        window: Windows | None = None,
-        eval_clips: Clips | None = None,
-        eval_window: Windows | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        seed: int = 0,
-        cache_dir: Path | None = None,
-        gallery: bool = False,
-        label_fraction: float = 1.0,
-        video_fraction: float = 1.0,
-        boxes: Path | None = None,
-        tubes: Path | None = None,
-        tube_form: TubeForm = "mask",
-        max_missing: float = 0.25,
-        max_unreadable: float = 0.05,
-        verify: bool = False,
+        **options: Unpack[VideoOptions],
     ) -> None:
         super().__init__(
             root,
             variant="400",
             test_split="val",
-            clips=clips,
-            window=window,
-            eval_clips=eval_clips,
-            eval_window=eval_window,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor,
-            seed=seed,
-            cache_dir=cache_dir,
-            gallery=gallery,
-            label_fraction=label_fraction,
-            video_fraction=video_fraction,
-            boxes=boxes,
-            tubes=tubes,
-            tube_form=tube_form,
-            max_missing=max_missing,
-            max_unreadable=max_unreadable,
-            verify=verify,
+            **options,
         )
         self.lists = Path(lists).expanduser()
         self.rendered = rendered_folder(rendered, variants)

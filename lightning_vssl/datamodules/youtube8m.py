@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from lightning_vssl.data.clips import Clips
 from lightning_vssl.data.manifest import Entry
-from lightning_vssl.data.windows import Windows
 from lightning_vssl.datamodules.base import Split, VideoDataModule
+from lightning_vssl.datamodules.options import Unpack, VideoOptions
 from lightning_vssl.datamodules.segments import VideoFiles, read_segments
 from lightning_vssl.datamodules.video_folder import VideoFolder
 
@@ -23,21 +22,7 @@ class YouTube8M(VideoDataModule):
         root: Folder of the dataset.
         table: The list, from ``root`` or absolute; None for all videos of the folder.
         videos: Folder of the videos, below ``root``.
-        clips: Frames of a training sample; None for CtP's.
-        window: Crop of a training sample; None for CtP's.
-        eval_clips: Frames of an evaluation sample; None for CtP's ten clips.
-        eval_window: Crop of an evaluation sample; None for CtP's.
-        batch_size: Training samples per step over all processes together.
-        eval_batch_size: The same in evaluation; None for ``batch_size``.
-        num_workers: Processes per training process that read videos.
-        prefetch_factor: Batches that each of them holds ready.
-        seed: Where every draw of the data starts.
-        cache_dir: Folder of the manifests; None for ``~/.cache/lightning_vssl``.
-        video_fraction: Share of the training videos that are used, whatever their class.
-        boxes: Box file of the videos, which samples then carry; see `VideoDataModule`.
-        max_missing: Share of a split's videos that may lack their file, or their boxes.
-        max_unreadable: Share of them that may be broken.
-        verify: Decode every video in full when it is first listed.
+        options: What every data module of videos takes; see `VideoDataModule`.
     """
 
     def __init__(
@@ -46,39 +31,11 @@ class YouTube8M(VideoDataModule):
         *,
         table: Path | None = None,
         videos: str = ".",
-        clips: Clips | None = None,
-        window: Windows | None = None,
-        eval_clips: Clips | None = None,
-        eval_window: Windows | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        seed: int = 0,
-        cache_dir: Path | None = None,
-        video_fraction: float = 1.0,
-        boxes: Path | None = None,
-        max_missing: float = 0.25,
-        max_unreadable: float = 0.05,
-        verify: bool = False,
+        **options: Unpack[VideoOptions],
     ) -> None:
         super().__init__(
             root,
-            clips=clips,
-            window=window,
-            eval_clips=eval_clips,
-            eval_window=eval_window,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor,
-            seed=seed,
-            cache_dir=cache_dir,
-            video_fraction=video_fraction,
-            boxes=boxes,
-            max_missing=max_missing,
-            max_unreadable=max_unreadable,
-            verify=verify,
+            **options,
         )
         self.table = None if table is None else self.root / Path(table).expanduser()
         self.videos = videos
