@@ -7,6 +7,7 @@ from lightning_vssl.backbones.base import (
     Pixels,
 )
 from lightning_vssl.backbones.c3d import C3D
+from lightning_vssl.backbones.multiscale import PytorchvideoMViT, TorchvisionMViT
 from lightning_vssl.backbones.pytorchvideo_video import (
     PytorchvideoNet,
     PytorchvideoResNet,
@@ -17,6 +18,7 @@ from lightning_vssl.backbones.restride import restride
 from lightning_vssl.backbones.s3dg import S3DG
 from lightning_vssl.backbones.timm_image import TimmNet
 from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
+from lightning_vssl.backbones.transformers_net import TransformersNet
 from lightning_vssl.backbones.weights import (
     ExportReport,
     LoadReport,
@@ -38,12 +40,15 @@ __all__ = [
     "HaraR3D18",
     "LoadReport",
     "Pixels",
+    "PytorchvideoMViT",
     "PytorchvideoNet",
     "PytorchvideoResNet",
     "R2Plus1D10",
     "R2Plus1D18",
     "TimmNet",
+    "TorchvisionMViT",
     "TorchvisionVideo",
+    "TransformersNet",
     "YResNet",
     "export",
     "load_backbone",

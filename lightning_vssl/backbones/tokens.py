@@ -1,0 +1,162 @@
+"""Video transformers as backbones: tokens become a map, blocks become stages.
+
+A network over patches keeps tokens that lie nowhere, a class token or registers, beside those that
+do. Its map is made of the latter alone; the former travel along from stage to stage, so that the
+numbers are those of the whole network.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_vssl.backbones.base import Backbone
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a transformer passes from block to block.
+
+    Attributes:
+        values: The tokens, (B, N, C).
+        grid: How many of them lie along each axis: (T', h, w), or (h, w) in an image.
+        others: How many, at the front, lie nowhere.
+    """
+
+    values: Tensor
+    grid: tuple[int, ...]
+    others: int = 0
+
+    def as_map(self) -> Tensor:
+        """The tokens that lie somewhere, (B, C, T', h, w) or (B, C, h, w)."""
+        placed = self.values[:, self.others :].transpose(1, 2)  # (B, C, T'*h*w)
+        return placed.reshape(*placed.shape[:2], *self.grid).contiguous()
+
+
+def quarters(blocks: int) -> dict[str, range]:
+    """Which of a plain transformer's blocks make ``layer1`` to ``layer4``, as even as can be.
+
+    Args:
+        blocks: How many there are, at least 4.
+
+    Returns:
+        Indices of blocks by stage.
+
+    Raises:
+        ValueError: If there are fewer than four.
+    """
+    if blocks < 4:
+        raise ValueError(f"a transformer must have at least 4 blocks, one a stage; got {blocks}")
+    ends = [number * blocks // 4 for number in range(5)]
+    parts = zip(STAGES[1:], pairwise(ends), strict=True)
+    return {name: range(*pair) for name, pair in parts}
+
+
+def filled(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """Fills a clip or an image up to whole patches, so that every pixel is in one.
+
+    Height and width get zeros below and to the right, which is the mean colour of normalised
+    pixels (timm's ``dynamic_img_pad``); time repeats the last frame (so V-JEPA 2 takes images).
+
+    Args:
+        x: (B, C, T, H, W) or (B, C, H, W).
+        patch: Sides of a patch: (T, H, W) or (H, W).
+
+    Returns:
+        ``x`` with each side rounded up to a multiple; itself where they are.
+    """
+    *time, down, right = (-side % unit for side, unit in zip(x.shape[2:], patch, strict=True))
+    if down or right:
+        x = F.pad(x, (0, right, 0, down))
+    if time and time[0]:
+        x = F.pad(x, (0, 0, 0, 0, 0, time[0]), mode="replicate")
+    return x
+
+
+class TokenBackbone(Backbone):
+    """A backbone whose stages pass on `Tokens`; see `Backbone` for what it is built with.
+
+    A subclass makes the first tokens in `embed` and runs a stage's blocks in `advance`.
+    """
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tokens:
+        """The first stage, ``stem``: patches with their positions.
+
+        Args:
+            x: Normalised clip, (B, C, T, H, W), or (B, C, H, W) where ``dims`` is 2.
+
+        Returns:
+            Its tokens.
+
+        Raises:
+            ValueError: If the network takes no clip of this size.
+        """
+
+    @abstractmethod
+    def advance(self, name: str, tokens: Tokens) -> Tokens:
+        """Runs the blocks of one of the other stages.
+
+        Args:
+            name: One of `stages`, not the first.
+            tokens: What the stage before made.
+
+        Returns:
+            What this stage makes of it.
+        """
+
+    def stage(self, name: str, x: Tensor) -> Tensor:
+        """Runs the first stage; the others need the tokens that a map has not.
+
+        Raises:
+            ValueError: If the stage is not the first.
+        """
+        if name != self.stages[0]:
+            raise ValueError(
+                f"{type(self).__name__}'s {name} needs more than the map of the stage before it: "
+                "call the network, or features()"
+            )
+        return self.embed(x).as_map()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the whole network.
+
+        Args:
+            x: Normalised clip, (B, C, T, H, W), or (B, C, H, W) where ``dims`` is 2.
+
+        Returns:
+            The last stage's map, (B, num_features, T', h, w), or (B, num_features, h, w).
+
+        Raises:
+            ValueError: If ``x`` has another number of dimensions or a size it does not take.
+        """
+        last = self.stages[-1]
+        return self.features(x, (last,))[last]
+
+    def features(self, x: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """Runs the network as far as needed and returns the maps of the stages named.
+
+        Args:
+            x: Normalised clip, (B, C, T, H, W), or (B, C, H, W) where ``dims`` is 2.
+            stages: Names out of `stages`, in any order.
+
+        Returns:
+            Map of each stage by name, in the order in which the stages run.
+
+        Raises:
+            ValueError: If a stage is not one of this network, or ``x`` has another number of
+                dimensions or a size it does not take.
+        """
+        self._check(x)
+        self._check_stages(stages)
+        last = max(self.stages.index(name) for name in stages)
+        tokens = self.embed(x)
+        found = {self.stages[0]: tokens}
+        for name in self.stages[1 : last + 1]:
+            found[name] = tokens = self.advance(name, tokens)
+        return {name: one.as_map() for name, one in found.items() if name in stages}
