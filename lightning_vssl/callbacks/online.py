@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_vssl.augment.sides import check_sides
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.data.decode import UnreadableVideo
 from lightning_vssl.metrics.neighbours import first_of_each, knn_predict, recall_at_k
@@ -490,8 +491,13 @@ class OnlineProbe(Callback):
         self._restored = state_dict or None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the probe on the module's device, or restores it."""
+        """Makes the probe on the module's device, or restores it.
+
+        Raises:
+            ValueError: If clips are mirrored and their classes tell left from right.
+        """
         backbone, _ = _backbone(pl_module, "OnlineProbe")
+        check_sides(pl_module, trainer.datamodule)  # type: ignore[attr-defined]  # set by Lightning
         classes = self.num_classes or _labelled_data(trainer, "OnlineProbe").num_classes
         self.probe = _Probe(backbone.num_features, classes).to(pl_module.device)
         self.optimizer = torch.optim.AdamW(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from lightning_vssl.augment.sides import check_sides
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.evaluation.backgrounds import HasVariants, variant_accuracy, with_gaps
 from lightning_vssl.evaluation.base import Batch, Evaluation, Split, training_arguments
@@ -152,9 +153,12 @@ class Recognition(Evaluation):
         """Makes the classifiers, once the data's classes are known.
 
         Raises:
-            ValueError: If the number of classes is not known, or not that of the classifiers.
+            ValueError: If the number of classes is not known, or not that of the classifiers, or
+                training would mirror clips whose classes tell left from right.
         """
         module = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit":
+            check_sides(self.augment, module)
         found = module.num_classes if isinstance(module, HasClasses) else None
         if self.num_classes is None and not found:
             raise ValueError(
