@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 DEBUG = "LIGHTNING_VSSL_DEBUG"
+TOOLS = ("export", "demo")
+"""Commands beside Lightning's."""
 _MEDIA_ERRORS = ("UnreadableVideo", "TooManyUnreadable", "UnreadableFrame")
 _WORKER_ERRORS = (*_MEDIA_ERRORS, "ValueError", "FileNotFoundError", "OSError")
 
@@ -32,7 +35,7 @@ def main(args: "ArgsType" = None) -> None:
     """
     arguments = sys.argv[1:] if args is None else args
     try:
-        if isinstance(arguments, list) and arguments[:1] in (["export"], ["demo"]):
+        if isinstance(arguments, list) and arguments and arguments[0] in TOOLS:
             _tool(arguments[0], arguments[1:])
         else:
             from lightning_vssl.run import RunCLI
@@ -133,7 +136,8 @@ def _recipe(name: str) -> str:
     if packaged is not None and packaged.is_file():
         return str(packaged)
     known = sorted(f"recipes/{file.relative_to(folder)}" for file in folder.rglob("*.yaml"))
+    close = get_close_matches(name, known, n=1)
     raise FileNotFoundError(
-        f"--config {name}: no such file here, and no such recipe in the package, which has "
-        + ", ".join(known)
+        f"--config {name}: no such file here, and no such recipe in the package"
+        + (f"; did you mean {close[0]}?" if close else f", which has {', '.join(known)}")
     )

@@ -7,7 +7,6 @@ about resumed runs. Everything else is Lightning's: any of its flags works.
 import csv
 import difflib
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -30,6 +30,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 import lightning_vssl
 from lightning_vssl import callbacks, datamodules, evaluation, jobs, methods, proposals
 from lightning_vssl.callbacks.progress import progress_bar
+from lightning_vssl.cli import TOOLS
 from lightning_vssl.datamodules.base import VideoDataModule
 from lightning_vssl.jobs.base import Job
 
@@ -91,11 +92,18 @@ def misspelt(message: str, options: list[str]) -> str | None:
         inner = re.match(r"\. Got value: Namespace\(class_path='([^']+)'", message[found.end() :])
         outer = re.findall(r"given class_path '([^']+)'", message[: found.start()])
         owner = inner.group(1) if inner else outer[-1] if outer else ""
-        return f"{owner or 'the class'} has no option '{name}'" + _nearest(name, _arguments(owner))
+        known = _arguments(owner)
+        close = _nearest(name, known) or (f"; it has {', '.join(known)}" if known else "")
+        return f"{owner or 'the class'} has no option '{name}'{close}"
     if found := re.search(r"(?:unrecognized arguments: --|accept option ')([\w.]+)", message):
-        return f"there is no option '{found.group(1)}'" + _nearest(found.group(1), options)
-    if found := re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE):
+        return f"there is no option '{found.group(1)}'" + _nearest_option(found.group(1), options)
+    missing = r"(?:import path string: |module '[\w.]+' has no attribute ')(\w+)'?$"
+    if found := re.search(missing, message, re.MULTILINE):
         return f"there is no class '{found.group(1)}'" + _nearest(found.group(1), _classes())
+    if found := re.search(r"subcommand: invalid choice: '(.+)' \((.+)\)", message):
+        known = [*re.findall(r"'(\w+)'", found.group(2)), *TOOLS]
+        close = _nearest(found.group(1), known) or f"; choose {', '.join(known)}"
+        return f"there is no command '{found.group(1)}'{close}"
     return None
 
 
@@ -115,15 +123,58 @@ def short(message: str) -> str:
     return " ".join(kept)
 
 
+def with_nulls(words: list[str]) -> list[str]:
+    """Writes `--model.a.b null` as a configuration of its own.
+
+    jsonargparse hands options of a class within a class on as text, where null becomes 'None': a
+    number is then refused, and a path is taken for a file of that name. A configuration keeps it.
+
+    Args:
+        words: The command line.
+
+    Returns:
+        The same options in the same order.
+    """
+    kept: list[str] = []
+    for word in words:
+        pair = f"{kept[-1]}={word}" if kept else word
+        for option, ends in ((word, 0), (pair, 1)):
+            found = re.fullmatch(r"--((?:model|data)(?:\.\w+){2,})=(?:null|~)", option)
+            names = found.group(1).replace(".init_args", "").split(".") if found else []
+            if len(names) > 2:
+                settings: object = None
+                for name in reversed(names[1:]):
+                    settings = {"init_args": {name: settings}}
+                kept[len(kept) - ends :] = ["--config", json.dumps({names[0]: settings})]
+                break
+        else:
+            kept.append(word)
+    return kept
+
+
 def _nearest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def _nearest_option(name: str, options: list[str]) -> str:
+    """The nearest whole name, or, before the first dot, the nearest part of one."""
+    first, dot, rest = name.partition(".")
+    parts = sorted({option.partition(".")[0] for option in options})
+    close = difflib.get_close_matches(first, parts, n=1) if dot else []
+    said = _nearest(name, options) or (f"; did you mean '{close[0]}.{rest}'?" if close else "")
+    return said if dot else f"{said} (the model's begin with --model., the data's with --data.)"
+
+
 def _arguments(class_path: str) -> list[str]:
+    """What a class takes, also what it hands on to its parents."""
     module, _, name = class_path.rpartition(".")
     owner = getattr(sys.modules.get(module), name, None)
-    return list(inspect.signature(owner).parameters) if isinstance(owner, type) else []
+    if not isinstance(owner, type):
+        return []
+    parser = ArgumentParser()
+    parser.add_class_arguments(owner, fail_untyped=False)
+    return [action.dest for action in parser._actions if not action.dest.endswith("help")]
 
 
 def _classes() -> list[str]:
@@ -297,7 +348,11 @@ class RunCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=RunParser,
-            parser_kwargs={"prog": "lightning-vssl", "version": lightning_vssl.__version__},
+            parser_kwargs={
+                "prog": "lightning-vssl",
+                "version": lightning_vssl.__version__,
+                "allow_abbrev": False,  # or --weights is taken for --weights_only
+            },
             args=args,
         )
 
@@ -310,7 +365,7 @@ class RunCLI(LightningCLI):
         if isinstance(args, list):
             if any(re.match(r"--data\.(init_args\.)?seed\b", word) for word in args):
                 raise ValueError("data.seed follows from seed_everything; give --seed_everything")
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(with_nulls(args))
         else:
             super().parse_arguments(parser, args)
 

@@ -168,6 +168,19 @@ class TestMistakes:
             ),
             (["--data.pionts", "1"], "TinyData has no option 'pionts'; did you mean 'points'?"),
             (["--model", "CtPP"], "there is no class 'CtPP'; did you mean 'CtP'?"),
+            (
+                ["--model", "lightning_vssl.methods.ctp.CtPP"],
+                "there is no class 'CtPP'; did you mean 'CtP'?",
+            ),
+            (["--trainer.max_epoch", "3"], "did you mean 'trainer.max_epochs'?"),  # no short forms
+            (["--modle.x_y", "3"], "there is no option 'modle.x_y'; did you mean 'model.x_y'?"),
+            (["--weights", "3"], "the model's begin with --model."),
+            (["--model.xyz", "1"], "TinyMethod has no option 'xyz'; it has "),
+            (
+                ["--data", "Kinetics", "--data.root", "k", "--data.batchsize", "4"],
+                "Kinetics has no option 'batchsize'; did you mean 'batch_size'?",
+            ),
+            (["--config", "recipes/ctp.yml"], "in the package; did you mean recipes/ctp.yaml?"),
             (["--data.points", "0"], "points must be at least 1, got 0"),
             (["--data.points", "some"], "Expected a <class 'int'>"),
             (["--seed_everything", "true"], "a run needs a number"),
@@ -190,6 +203,11 @@ class TestMistakes:
         said = refused(capsys, "fit", "--config", "wrong.yaml")
         assert "has no option 'temprature'; did you mean 'temperature'?" in said
 
+    def test_misspelt_command(self, capsys):
+        assert "no command 'fitt'; did you mean 'fit'?" in refused(capsys, "fitt")
+        said = refused(capsys, "xyz")
+        assert "choose fit, validate, test, predict, export, demo" in said
+
     def test_bug_keeps_its_traceback(self, monkeypatch):
         def broken(words):
             raise RuntimeError("a bug")
@@ -210,6 +228,41 @@ class TestMistakes:
         monkeypatch.setattr(cli, "located", full)
         said = refused(capsys, "fit")
         assert "no space left on the disk while writing runs/x/last.ckpt" in said
+
+
+class TestNull:
+    def test_of_a_class_within_a_class(self, capsys):
+        # jsonargparse makes the text 'None' of it.
+        for words in (["--model.backbone.drop_path", "null"], ["--model.backbone.drop_path=null"]):
+            with pytest.raises(SystemExit) as stopped:
+                cli.main(["fit", "--config", "recipes/vito.yaml", *words, "--print_config"])
+            assert not stopped.value.code
+            printed = yaml.safe_load(capsys.readouterr().out)
+            backbone = printed["model"]["init_args"]["backbone"]
+            assert backbone["class_path"].endswith("TimmNet")
+            assert backbone["init_args"]["drop_path"] is None
+            assert backbone["init_args"]["depth"] == [3, 4, 6, 3]
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["--model.a.init_args.b", "null"], ["model", "a", "b"]),
+            (["--data.init_args.a.b.c=~"], ["data", "a", "b", "c"]),
+        ],
+    )
+    def test_becomes_a_configuration_in_its_place(self, words, expected):
+        before, option, text, after = run.with_nulls(["--x=null", *words, "--y"])
+        assert (before, option, after) == ("--x=null", "--config", "--y")
+        head, *names = expected
+        settings = yaml.safe_load(text)[head]
+        for name in names:
+            settings = settings["init_args"][name]
+        assert settings is None
+
+    def test_other_values_stay_as_they_are(self):
+        words = ["fit", "--model.a", "null", "--trainer.a.b", "null", "--model.a.b", "nullx"]
+        words += ["--data.init_args.a", "null", "--data.a.b=1", "null"]
+        assert run.with_nulls(words) == words
 
 
 class TestSilentRestore:
