@@ -97,6 +97,7 @@ class VideoReader:
 
     Attributes:
         path: As given.
+        place: Where it lies.
         info: Number of frames, displayed size, rate and so on.
         times: (N,) float64, seconds at which each frame is shown; the first is 0.0; strictly
             increasing.
@@ -116,11 +117,12 @@ class VideoReader:
         if fps is not None and not fps > 0:
             raise ValueError(f"fps must be positive or None, got {fps}")
         self.path = Path(path)
+        self.place = place or Place(self.path)
         self._arguments = (fps, verify, place)
         self._source: _File | Folder = (
             Folder(self.path, fps, verify)
             if place is None and is_images(self.path)
-            else _File(self.path, place or Place(self.path), fps, verify)
+            else _File(self.path, self.place, fps, verify)
         )
         self.info = self._source.info
         self.times = self._source.times
@@ -139,6 +141,13 @@ class VideoReader:
     def __reduce__(self) -> tuple[Callable[[], "VideoReader"], tuple[()]]:
         fps, verify, place = self._arguments
         return partial(VideoReader, self.path, fps=fps, verify=verify, place=place), ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the file, or of all frames of a folder."""
+        if self.place.file.is_dir():
+            return sum(file.stat().st_size for file in self.place.file.iterdir())
+        return self.place.stat()[0]
 
     def close(self) -> None:
         """Close the file. Reading afterwards is an error."""

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_vssl.data.encode import Coding, video_stream
 from lightning_vssl.data.synthetic_scenes import MOTIONS, Split, labels
 
 _SOUND_RATE = 44_100
@@ -101,29 +102,6 @@ def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Coding:
-    """How a video is encoded.
-
-    Attributes:
-        codec: Name of the encoder: ``libx264``, ``mpeg4`` or ``libvpx-vp9``.
-        container: Name of the container: ``mp4``, ``avi`` or ``webm``.
-        gop: Frames from keyframe to keyframe, at most.
-        b_frames: B frames between two others, at most.
-        tag: Four-character code, where the model's differs from the container's usual one.
-        options: Options of the encoder.
-        sound: Whether a silent AAC track goes with the pictures.
-    """
-
-    codec: str
-    container: str
-    gop: int
-    b_frames: int
-    tag: str | None = None
-    options: tuple[tuple[str, str], ...] = ()
-    sound: bool = False
-
-
 def h264(gop: int = 30, b_frames: int = 3, *, sound: bool = False) -> Coding:
     """H.264 in MP4."""
     options = (("preset", "veryfast"), ("crf", "18"))
@@ -159,20 +137,7 @@ def encode(path: Path, frames: NDArray[np.uint8], fps: float, coding: Coding) ->
 
 def _encode(path: Path, frames: NDArray[np.uint8], rate: Fraction, coding: Coding) -> None:
     with av.open(str(path), "w", format=coding.container) as output:
-        stream = cast(
-            av.VideoStream,
-            output.add_stream(coding.codec, rate=rate, options=dict(coding.options)),
-        )
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.thread_count = 1
-        context.gop_size = coding.gop
-        context.max_b_frames = coding.b_frames
-        if coding.tag is not None:
-            context.codec_tag = coding.tag
-        if coding.codec == "mpeg4":
-            context.qmin, context.qmax = 2, 4
+        stream = video_stream(output, coding, (frames.shape[1], frames.shape[2]), rate)
         audio = output.add_stream("aac", rate=_SOUND_RATE, layout="mono") if coding.sound else None
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")

@@ -19,7 +19,9 @@ from lightning_vssl.data.clips import Clips, JitteredClip, UniformClips
 from lightning_vssl.data.dataset import VideoDataset
 from lightning_vssl.data.manifest import Entry, Manifest, build_manifest, manifest_file, usable
 from lightning_vssl.data.sampler import KeyedSampler
+from lightning_vssl.data.store import Store
 from lightning_vssl.data.tubes import TubeFile, TubeForm
+from lightning_vssl.data.video_files import video_name
 from lightning_vssl.data.whole import Record, VideoJob
 from lightning_vssl.data.windows import ScaleCrop, SizeCrop, Windows
 from lightning_vssl.nn.keyed import sample_key
@@ -72,6 +74,9 @@ class VideoDataModule(LightningDataModule):
         tube_form: What the masks are: the object in each frame (``mask``), its bounding box in
             each (``box``), or the object in the middle frame of the clip for all of them
             (``middle``).
+        store: Folder that the job of recipes/jobs/transcode.yaml or shards.yaml has left, or one
+            with several of them, or None: the videos are then read from there, under their own
+            names, with the labels and spans of the dataset's lists (`lightning_vssl.data.store`).
         max_missing: Share of a split's videos, in [0, 1], that may lack their file, and, with
             ``boxes`` or ``tubes``, of those read that may lack those.
         max_unreadable: Share of them, in [0, 1], that may be broken.
@@ -99,6 +104,7 @@ class VideoDataModule(LightningDataModule):
         boxes: Path | None = None,
         tubes: Path | None = None,
         tube_form: TubeForm = "mask",
+        store: Path | None = None,
         max_missing: float = 0.25,
         max_unreadable: float = 0.05,
         verify: bool = False,
@@ -127,6 +133,7 @@ class VideoDataModule(LightningDataModule):
         self.boxes = None if boxes is None else Path(boxes).expanduser()
         self.tubes = None if tubes is None else Path(tubes).expanduser()
         self.tube_form: TubeForm = tube_form
+        self.store = None if store is None else Path(store).expanduser()
         self.max_missing = max_missing
         self.max_unreadable = max_unreadable
         self.verify = verify
@@ -134,6 +141,7 @@ class VideoDataModule(LightningDataModule):
         self._classes: tuple[str, ...] = ()
         self._box_file: BoxFile | None = None
         self._tube_file: TubeFile | None = None
+        self._store: Store | None = None
         self._train_set: VideoDataset | None = None
         self._sampler: KeyedSampler | None = None
         self._resume: tuple[int, int] | None = None
@@ -163,7 +171,7 @@ class VideoDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Probes the videos of the splits in use, on one process of each machine."""
         for split in self._splits(self._stage()):
-            entries, classes = self.entries(split)
+            entries, classes = self._placed(split)
             if entries:
                 build_manifest(
                     entries, self.root, classes, cache_dir=self.cache_dir, verify=self.verify
@@ -215,13 +223,43 @@ class VideoDataModule(LightningDataModule):
 
     def _listed(self, split: Split) -> Manifest:
         """All videos of a split, those that cannot be read too."""
-        entries, classes = self.entries(split)
+        entries, classes = self._placed(split)
         if not entries:
             raise ValueError(f"{type(self).__name__} at {self.root} has no {split} videos")
+        self._warn_of_store(split, entries)
         file = manifest_file(
             entries, self.root, classes, cache_dir=self.cache_dir, verify=self.verify
         )
         return Manifest.load(file)
+
+    def _placed(self, split: Split) -> tuple[list[Entry], tuple[str, ...]]:
+        """As `entries`; with ``store``, each with where it lies there."""
+        entries, classes = self.entries(split)
+        if self.store is None:
+            return entries, classes
+        if self._store is None:
+            self._store = Store(self.store)
+        placed = self._store.placed(entries, self.root)
+        return placed, classes
+
+    def _warn_of_store(self, split: Split, entries: Sequence[Entry]) -> None:
+        """Says which videos the store lacks, and whether boxes may not fit those it has."""
+        if self._store is None:
+            return
+        left = [entry.path for entry in entries if entry.place is None]
+        if left:
+            self._warn(
+                f"{len(left)} of {len(entries)} {_NAMES[split]} videos are not in the store "
+                f"{self.store}, and are read where they lie: {_first(left)}"
+            )
+        regions = self.boxes is not None or self.tubes is not None
+        cut = sum(self._store.cropped(video_name(e.path, self.root)) for e in entries)
+        if regions and cut:
+            self._warn(
+                f"{cut} of {len(entries)} {_NAMES[split]} videos in {self.store} have lost the "
+                "black bars at their edges: boxes and tubes fit only if they were found in the "
+                "videos of the store, not in the originals"
+            )
 
     def train_dataloader(self) -> Loader:
         """Training videos in an order that depends on (seed, epoch) alone."""

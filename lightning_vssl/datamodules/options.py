@@ -34,6 +34,7 @@ class LoaderOptions(TypedDict, total=False):
     prefetch_factor: int
     seed: int
     cache_dir: Path | None
+    store: Path | None
     verify: bool
 
 

@@ -34,10 +34,11 @@ from lightning_vssl.data.backgrounds import (
     vary,
 )
 from lightning_vssl.data.decode import UnreadableVideo, VideoReader
+from lightning_vssl.data.encode import Coding, even_size
 from lightning_vssl.data.foregrounds import Foreground
 from lightning_vssl.data.manifest import Manifest
 from lightning_vssl.data.place import Place
-from lightning_vssl.data.synthetic_files import Coding, encode
+from lightning_vssl.data.synthetic_files import encode
 from lightning_vssl.data.whole import Record, Span, Work
 from lightning_vssl.jobs.base import Job
 from lightning_vssl.jobs.tube_pictures import draw_strips
@@ -171,13 +172,6 @@ class RenderVariants:
             )
             masks = masks[:, rows[:, None], columns]
         return np.asarray(pixels[0], np.uint8), masks
-
-
-def even_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Size of a frame whose short side is at most ``short_side``, both sides even."""
-    scale = min(1.0, short_side / min(height, width))
-    rows, columns = (max(2, round(side * scale / 2) * 2) for side in (height, width))
-    return rows, columns
 
 
 class BackgroundJob(Job):

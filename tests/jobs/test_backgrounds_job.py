@@ -12,9 +12,10 @@ from scipy.io import savemat
 from lightning_vssl.data.backgrounds import MIXED, VARIANTS, only_background_tiled, vary
 from lightning_vssl.data.boxes import VideoBoxes, box_table, write_boxes
 from lightning_vssl.data.decode import VideoReader
+from lightning_vssl.data.encode import even_size
 from lightning_vssl.data.foregrounds import BoxForeground, Puppets
 from lightning_vssl.datamodules.jhmdb import JHMDB
-from lightning_vssl.jobs.backgrounds import BackgroundJob, even_size
+from lightning_vssl.jobs.backgrounds import BackgroundJob
 from tests.evaluation.small import trainer
 from tests.videos import numbered_frames
 
