@@ -60,32 +60,41 @@ class PytorchvideoNet(Backbone):
 
     Parameters keep pytorchvideo's names (``blocks.0.conv.weight``), so the ``model_state`` of its
     checkpoints loads as it is. Stages are named ``stem`` and ``layer1`` to ``layer4``; a max-pool
-    between two stages belongs to the later one. The networks with two inputs (SlowFast), with
-    boxes (detection) and with a class token (MViT) are not offered: none of them maps a clip to
-    one feature map.
+    between two stages belongs to the later one. MViT is `PytorchvideoMViT`. The networks with
+    two pathways (SlowFast) and with boxes (detection) are not offered: neither maps a clip to one
+    feature map.
 
     Args:
         name: Which network.
+        width: Channels of a ResNet's stem (64 in all of them); the stages put out 4, 8, 16 and 32
+            times as many. None for the network's own, and for X3D.
 
     Raises:
-        ValueError: If the network is not among those that exist.
+        ValueError: If the network is not among those that exist, or ``width`` does not fit it.
     """
 
-    def __init__(self, name: PytorchvideoName) -> None:
+    def __init__(self, name: PytorchvideoName, *, width: int | None = None) -> None:
         if name not in _NETWORKS:
-            raise ValueError(f"name must be one of {', '.join(_NETWORKS)}; got {name!r}")
+            raise ValueError(
+                f"name must be one of {', '.join(_NETWORKS)}; got {name!r}{_reason(str(name))}"
+            )
+        if width is not None and (width < 1 or name.startswith("x3d")):
+            raise ValueError(f"width must be at least 1, and null for X3D; got {width} for {name}")
         from pytorchvideo.models import hub
 
         blocks, channels, strides = _NETWORKS[name]
+        if width is not None:
+            channels = (width, *(width * times for times in (4, 8, 16, 32)))
         super().__init__(
             channels=dict(zip(_STAGES, channels, strict=True)),
             strides=dict(zip(_STAGES, strides, strict=True)),
-            init_args={"name": name},
+            init_args={"name": name, "width": width},
             pixels=_PIXELS,
             classifiers=(f"blocks.{blocks[-1][-1] + 1}",),  # the head is the block after the last
         )
         self._blocks_of = dict(zip(_STAGES, blocks, strict=True))
-        network = getattr(hub, name)(pretrained=False)
+        narrow = {} if width is None else {"stem_dim_out": width}
+        network = getattr(hub, name)(pretrained=False, **narrow)
         self.blocks = nn.ModuleList(list(network.blocks)[:-1])
 
     def stage(self, name: str, x: Tensor) -> Tensor:
@@ -93,6 +102,15 @@ class PytorchvideoNet(Backbone):
         for index in self._blocks_of[name]:
             x = self.blocks[index](x)
         return x
+
+
+def _reason(name: str) -> str:
+    """Why a network of pytorchvideo is not offered."""
+    if name.startswith("mvit"):
+        return "; MViT is PytorchvideoMViT"
+    if "detection" in name:
+        return ", which takes boxes beside the clip; ActionLocalisation pools boxes from any map"
+    return ", whose two pathways have no common map" if name.startswith("slowfast") else ""
 
 
 class PytorchvideoResNet(Backbone):

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
 import torch
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lightning_vssl.backbones.base import IMAGENET_PIXELS, Backbone, Pixels, as_pixels
+from lightning_vssl.backbones.tokens import Tokens, filled, quarters
 
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -30,6 +33,9 @@ _SWIN: dict[str, tuple[str, ...]] = {
     "layer4": ("layers.3", "norm"),
 }
 
+# Plain transformers over patches, DeiT's, DINOv2's and DINOv3's among them.
+_TRANSFORMERS = (VisionTransformer, VisionTransformerDistilled, Eva)
+
 
 @dataclass(frozen=True)
 class _Built:
@@ -40,6 +46,7 @@ class _Built:
         channels: Channels by stage.
         strides: Stride in space by stage.
         parts: Names of the modules of each stage; empty where only the whole network runs.
+        ends: Of a plain transformer, index of the block that ends each stage.
         last: Whether maps come with the channels last.
         left_out: Names of modules that timm's file has and this network has not.
     """
@@ -48,6 +55,7 @@ class _Built:
     channels: Mapping[str, int]
     strides: Mapping[str, int]
     parts: Mapping[str, tuple[str, ...]]
+    ends: Mapping[str, int] = field(default_factory=dict)
     last: bool = False
     left_out: tuple[str, ...] = ()
 
@@ -63,11 +71,14 @@ class TimmNet(Backbone):
     Stages: of a ResNet the ``stem`` (up to the max-pool, stride 4) and ``layer1`` to ``layer4``; of
     a Swin the ``stem`` (patch embedding) and the four stages, each with the patch merging before
     it, the last with the final norm. A Swin takes images whose sides are multiples of 4, its masks
-    are made for them. Any other network that timm builds with ``features_only`` has the maps that
-    timm offers, named ``layer1``, ``layer2``, ... from the finest to the coarsest, or ``stem`` and
-    ``layer1`` to ``layer4`` where there are five; what lies behind the last is left out. A vision
-    transformer takes images whose sides are multiples of its patch; where they have not the size it
-    was made for, its position embedding is scaled.
+    are made for them. A plain vision transformer (ViT, DeiT, DINOv2, DINOv3, EVA-02) has
+    ``layer1`` to ``layer4``, a quarter of its blocks each, the last with the final norm unless that
+    is the classifier's, all with the stride of its patches. Its maps are made of the patches; class
+    token and registers are left out. It takes images of any size: they are filled up to whole
+    patches, and its position embedding is scaled as timm scales it. Any other network that timm
+    builds with ``features_only`` has the maps that timm offers, named ``layer1``, ``layer2``, ...
+    from the finest to the coarsest, or ``stem`` and ``layer1`` to ``layer4`` where there are five;
+    what lies behind the last is left out.
 
     Batch norms that carry their activation inside (EfficientNet, RegNet, DenseNet and others) are
     held apart from it, under the same names in the state dict: torch would lose the activation
@@ -121,6 +132,7 @@ class TimmNet(Backbone):
         )
         self.classifiers += built.left_out
         self._parts = dict(built.parts)
+        self._ends = dict(built.ends)
         self._channels_last = built.last
         self.net = _with_norms_apart(built.net)
 
@@ -173,11 +185,28 @@ class TimmNet(Backbone):
             return super().features(x, stages)
         self._check(x)
         self._check_stages(stages)
+        if self._ends:
+            return self._quarters(x, stages)
         maps = self.net(x)
         if self._channels_last:
             maps = [one.permute(0, 3, 1, 2) for one in maps]
         made = zip(self.stages, maps, strict=True)
         return {name: one for name, one in made if name in stages}
+
+    def _quarters(self, x: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """Maps of a plain transformer's stages; the last is behind the final norm."""
+        net: Any = self.net
+        patch = self.stride[1]
+        x = filled(x, (patch, patch))
+        names = [name for name in self.stages if name in stages]
+        ends = [self._ends[name] for name in names]
+        if self.stages[-1] not in names:
+            maps = net.forward_intermediates(x, ends, stop_early=True, intermediates_only=True)
+            return dict(zip(names, maps, strict=True))
+        final, maps = net.forward_intermediates(x, ends)
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        maps[-1] = Tokens(final, grid, others=net.num_prefix_tokens).as_map()
+        return dict(zip(names, maps, strict=True))
 
 
 class _NormThenAct(nn.Module):
@@ -246,7 +275,8 @@ def _build(
     for argument, value in (("width", width), ("depth", depth)):
         if value is not None and family is None:
             raise ValueError(
-                f"{argument} is for ResNets and Swins; {name} takes timm's own: leave it null"
+                f"{argument} is for ResNets, Swins and plain vision transformers; {name} takes "
+                "timm's own: leave it null"
             )
     if width is not None and width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
@@ -256,13 +286,16 @@ def _build(
         return _resnet(name, width, depth, drop_path)
     if family is SwinTransformer:
         return _swin(name, width, depth, drop_path)
+    if family is not None:
+        return _transformer(name, width, depth, drop_path)
     return _any(name, drop_path)
 
 
 def _family(name: str) -> type[nn.Module] | None:
     """Which of the families with stages of our own a network belongs to."""
     module = timm.model_entrypoint(name).__module__
-    return next((kind for kind in (ResNet, SwinTransformer) if kind.__module__ == module), None)
+    families = (ResNet, SwinTransformer, *_TRANSFORMERS)
+    return next((kind for kind in families if kind.__module__ == module), None)
 
 
 def _resnet(
@@ -302,11 +335,38 @@ def _swin(
     return _Built(net, _named(channels), _named(strides), _SWIN, last=True)
 
 
-def _any(name: str, drop_path: float | None) -> _Built:
-    transformer = timm.model_entrypoint(name).__module__ == VisionTransformer.__module__
-    sizes: dict[str, Any] = {"dynamic_img_size": True} if transformer else {}  # others take any
+def _transformer(
+    name: str, width: int | None, depth: Sequence[int] | None, drop_path: float | None
+) -> _Built:
+    if depth is not None and len(set(depth)) > 1:
+        raise ValueError(f"depth of {name} must be the same number in each stage, got {depth}")
     try:
-        net: Any = timm.create_model(name, features_only=True, drop_path_rate=drop_path, **sizes)
+        net: Any = timm.create_model(
+            name,
+            embed_dim=width,
+            depth=None if depth is None else sum(depth),
+            drop_path_rate=drop_path,
+            dynamic_img_size=True,
+        )
+    except AssertionError as error:  # the heads do not go into the width
+        raise ValueError(f"timm builds no {name} of width {width}: {error}") from error
+    whole = {key.split(".")[0] for key in net.state_dict()}
+    ends = {stage: blocks[-1] for stage, blocks in quarters(len(net.blocks)).items()}
+    net.prune_intermediate_layers([len(net.blocks) - 1])  # leaves the blocks, takes the head
+    patch = net.patch_embed.patch_size[0]
+    return _Built(
+        net,
+        dict.fromkeys(ends, net.embed_dim),
+        dict.fromkeys(ends, patch),
+        {},
+        ends,
+        left_out=tuple(sorted(whole - {key.split(".")[0] for key in net.state_dict()})),
+    )
+
+
+def _any(name: str, drop_path: float | None) -> _Built:
+    try:
+        net: Any = timm.create_model(name, features_only=True, drop_path_rate=drop_path)
     except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"timm gives no feature maps of {name} as asked for (drop_path={drop_path}): {error}"

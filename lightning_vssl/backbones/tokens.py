@@ -5,6 +5,7 @@ do. Its map is made of the latter alone; the former travel along from stage to s
 numbers are those of the whole network.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from torch import Tensor
 from lightning_vssl.backbones.base import Backbone
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+# How networks name their extra tokens and their tables of positions.
+_TOKENS_AND_PLACES = re.compile(
+    r"(cls|class)_token|register_tokens|position_embeddings|pos_embed_\w+|\w+_pos|rel_pos_\w"
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,14 @@ class TokenBackbone(Backbone):
 
     A subclass makes the first tokens in `embed` and runs a stage's blocks in `advance`.
     """
+
+    def no_weight_decay(self) -> list[str]:
+        """Names of the parameters that weight decay leaves alone: tokens and tables of positions.
+
+        `lightning_vssl.optim.parameter_groups` asks for them, as timm's networks answer it.
+        """
+        names = (name for name, _ in self.named_parameters())
+        return [name for name in names if _TOKENS_AND_PLACES.fullmatch(name.rpartition(".")[2])]
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tokens:

@@ -116,6 +116,44 @@ def test_strides_and_dilations_of_the_r3d50():
     assert network.blocks[4].res_blocks[0].branch2.conv_b.dilation == (1, 4, 4)
 
 
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "swin3d_t"])
+def test_other_depths_are_torchvisions_with_blocks_left_out(name):
+    """One block of the two that every stage has at least: the first ones have torchvision's."""
+    with torch.device("meta"):
+        theirs = get_model(name).state_dict()
+        ours = TorchvisionVideo(name, depth=(1, 1, 1, 1))
+    assert ours.config["init_args"]["depth"] == [1, 1, 1, 1]
+    state = {key.removeprefix("net."): value.shape for key, value in ours.state_dict().items()}
+    assert set(state) < set(theirs)
+    assert all(theirs[key].shape == shape for key, shape in state.items())
+    first = "features.0.0" if name == "swin3d_t" else "layer1.0"
+    assert sum(key.startswith(first) for key in state) == sum(
+        key.startswith(first) for key in theirs
+    )
+
+
+def test_the_published_depth_is_torchvisions_own_network():
+    for name, depth in {"r2plus1d_18": (2, 2, 2, 2), "swin3d_t": (2, 2, 6, 2)}.items():
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            theirs = TorchvisionVideo(name)
+            ours = TorchvisionVideo(name, depth=depth)
+        assert str(ours.net) == str(theirs.net)
+
+
+def test_narrow_networks():
+    torch.manual_seed(0)
+    for network, clip in (
+        (TorchvisionVideo("swin3d_t", width=12, depth=(1, 1, 1, 1)), (8, 64, 32)),
+        (TorchvisionVideo("r3d_18", depth=(1, 1, 1, 1)), (8, 32, 32)),
+        (PytorchvideoNet("slow_r50", width=4), (4, 64, 64)),
+        (PytorchvideoNet("r2plus1d_r50", width=4), (8, 32, 32)),
+        (PytorchvideoNet("csn_r101", width=4), (8, 32, 32)),
+    ):
+        check_stages(network.eval(), torch.rand(1, 3, *clip))
+        assert type(network)(**network.config["init_args"]).config == network.config
+
+
 def test_configs_rebuild_the_networks():
     for network in (PytorchvideoResNet(**SMALL), PytorchvideoNet("x3d_xs")):
         rebuilt = type(network)(**network.config["init_args"])
@@ -124,17 +162,42 @@ def test_configs_rebuild_the_networks():
     with torch.device("meta"):
         assert TorchvisionVideo("s3d").config == {
             "class_path": "lightning_vssl.backbones.TorchvisionVideo",
-            "init_args": {"name": "s3d"},
+            "init_args": {"name": "s3d", "width": None, "depth": None},
         }
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="one of r3d_18, mc3_18, r2plus1d_18, s3d"):
+    with pytest.raises(ValueError, match=r"one of r3d_18, mc3_18, .* MViT is TorchvisionMViT"):
         TorchvisionVideo("mvit_v2_s")
+    with pytest.raises(ValueError, match="MViT is PytorchvideoMViT"):
+        PytorchvideoNet("mvit_base_16x4")
     with pytest.raises(ValueError, match="one of KINETICS400_V1, DEFAULT, or null; got"):
         TorchvisionVideo("r3d_18", weights="weights.pth")
     with pytest.raises(ValueError, match="one of slow_r50"):
-        PytorchvideoNet("slowfast_r50")
+        PytorchvideoNet("resnet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "r3d_18", "width": 8}, "width is for Swins; r3d_18"),
+        ({"name": "swin3d_t", "width": 8}, "multiple of swin3d_t's 3 heads, got 8"),
+        ({"name": "s3d", "depth": (1, 1, 1, 1)}, "depth is for ResNets and Swins; leave it null"),
+        ({"name": "r3d_18", "depth": (1, 1)}, "depth must be four numbers"),
+        (
+            {"name": "r3d_18", "depth": (1, 1, 1, 1), "weights": "KINETICS400_V1"},
+            "leave width and depth null",
+        ),
+    ],
+)
+def test_sizes_of_torchvisions_networks_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TorchvisionVideo(**arguments)
+
+
+def test_width_is_not_for_x3d():
+    with pytest.raises(ValueError, match="null for X3D; got 8 for x3d_xs"):
+        PytorchvideoNet("x3d_xs", width=8)
 
 
 @pytest.mark.parametrize(

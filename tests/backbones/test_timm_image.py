@@ -111,6 +111,56 @@ def test_timms_own_files_load(name, tmp_path):
         torch.testing.assert_close(maps["layer4"], wanted[-1])
 
 
+VITS = [
+    "vit_tiny_patch16_224",
+    "vit_base_patch14_dinov2",
+    "vit_base_patch16_dinov3",  # rotary positions, registers
+    "deit_tiny_distilled_patch16_224",  # two tokens in front
+    "vit_base_patch16_siglip_224",  # pooled by attention
+    "vit_medium_patch16_gap_256",  # no class token
+    "vit_base_patch16_clip_224",  # a norm before the blocks
+    "eva02_tiny_patch14_224",
+]
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_maps_of_plain_transformers_are_timms_tokens(name):
+    torch.manual_seed(0)
+    peer = timm.create_model(name, embed_dim=48, depth=8, dynamic_img_size=True).eval()
+    net = TimmNet(name, width=48, depth=(2, 2, 2, 2)).eval()
+    theirs = peer.state_dict()
+    net.net.load_state_dict({key: theirs[key] for key in net.net.state_dict()})
+    assert {key.split(".")[0] for key in theirs if key not in net.net.state_dict()} <= set(
+        net.classifiers
+    )
+    patch = net.stride[1]
+    x = images(5 * patch)[..., : 3 * patch]
+    maps = net.features(x, net.stages)
+    tokens = peer.forward_features(x)[:, peer.num_prefix_tokens :]  # (B, 15, C)
+    for row in range(5):
+        for column in range(3):
+            torch.testing.assert_close(
+                maps["layer4"][:, :, row, column], tokens[:, 3 * row + column]
+            )
+    between = peer.forward_intermediates(x, indices=[1, 3, 5], intermediates_only=True)
+    for stage, one in zip(("layer1", "layer2", "layer3"), between, strict=True):
+        torch.testing.assert_close(maps[stage], one)
+        torch.testing.assert_close(net.features(x, [stage])[stage], one)
+    assert torch.equal(net(x), maps["layer4"])
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_transformers_take_any_size_and_use_all_they_have(name):
+    net = TimmNet(name, width=48, depth=(1, 1, 1, 1))
+    patch = net.stride[1]
+    x = images(4 * patch)[..., : 3 * patch - 5]
+    padded = torch.nn.functional.pad(x, (0, 5, 0, 0))
+    net.eval()
+    torch.testing.assert_close(net(x), net(padded), rtol=0, atol=0)
+    net.train()(x).square().sum().backward()
+    assert not [name for name, one in net.named_parameters() if one.grad is None]
+
+
 def test_vfs_names_load(tmp_path):
     net = small("resnet50")
     named = {}
@@ -201,8 +251,10 @@ def export_of(net, folder):
     ("arguments", "message"),
     [
         ({"name": "resnet51"}, r"name must be a network of timm, got 'resnet51'"),
-        ({"name": "convnext_atto", "width": 8}, "width is for ResNets and Swins"),
+        ({"name": "convnext_atto", "width": 8}, "width is for ResNets, Swins and plain vision"),
         ({"name": SWIN, "width": 7}, "multiple of .* 3 heads, got 7"),
+        ({"name": "vit_tiny_patch16_224", "width": 7}, "no vit_tiny_patch16_224 of width 7"),
+        ({"name": "vit_tiny_patch16_224", "depth": (1, 1, 2, 1)}, "the same number in each stage"),
         ({"width": 0}, "width must be at least 1"),
         ({"depth": (3, 4)}, "depth must be four numbers"),
         ({"drop_path": 1.0}, "drop_path must be in"),
