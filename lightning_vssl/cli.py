@@ -1,7 +1,7 @@
 """The command `lightning-vssl`.
 
-`fit`, `validate`, `test` and `predict` are Lightning's (`lightning_vssl.run`); `export` and `demo`
-are typed functions. Lightning is imported only by the commands that need it.
+`fit`, `validate`, `test` and `predict` are Lightning's (`lightning_vssl.run`); the others are typed
+functions. Lightning is imported only by the commands that need it.
 """
 
 import errno
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 DEBUG = "LIGHTNING_VSSL_DEBUG"
-TOOLS = ("export", "demo")
+TOOLS = ("export", "demo", "report")
 """Commands beside Lightning's."""
 _MEDIA_ERRORS = ("UnreadableVideo", "TooManyUnreadable", "UnreadableFrame")
 _WORKER_ERRORS = (*_MEDIA_ERRORS, "ValueError", "FileNotFoundError", "OSError")
@@ -55,6 +55,10 @@ def _tool(name: str, arguments: list[str]) -> None:
         from lightning_vssl.backbones.weights import export_command
 
         auto_cli(export_command, args=arguments, prog="lightning-vssl export", as_positional=True)
+    elif name == "report":
+        from lightning_vssl.report import report_command
+
+        report_command(arguments)
     else:
         from lightning_vssl.data.synthetic import demo
 

@@ -1,0 +1,131 @@
+"""What is known of a run: its result, how it was set up, and why it is not a paper's."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_vssl.report.settings import Settings
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run was set up, against the recipe that is nearest to it.
+
+    Attributes:
+        recipe: Its name; None if no recipe has these classes.
+        changed: The recipe's value and the run's, by the name of each setting that differs; None
+            if the run's folder has no settings.
+    """
+
+    recipe: str | None
+    changed: dict[str, tuple[object, object]] | None
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What is known of the run that trained the weights.
+
+    Attributes:
+        data: Its data; empty if not known.
+        built_in: Whether these were drawn by this package; None if not known.
+        settings: Every value in force; None if not known.
+        setup: Against its recipe.
+    """
+
+    data: str = ""
+    built_in: bool | None = None
+    settings: Settings | None = None
+    setup: Setup = Setup(None, None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result.json and what lies beside it.
+
+    Attributes:
+        folder: The run's folder.
+        evaluation: Class of the evaluation.
+        data: What was measured on, by the papers' name.
+        built_in: Whether these data were drawn by this package; None if not known.
+        split: ``test`` or ``validation``.
+        method: What trained the weights, by the papers' name; ``none`` for an untouched network.
+        backbone: The network, by the papers' name.
+        small: What is smaller in it than published; empty if nothing is.
+        weights: Hash of the weights; None without.
+        results: The numbers, in percent.
+        complete: Whether no limit cut the run short.
+        protocol: As result.json says it.
+        setup: Against the evaluation's recipe.
+        pretraining: Of the weights; None without weights.
+        pictures: Files that the run drew.
+    """
+
+    folder: Path
+    evaluation: str
+    data: str
+    built_in: bool | None
+    split: str
+    method: str
+    backbone: str
+    small: str
+    weights: str | None
+    results: dict[str, float]
+    complete: bool
+    protocol: dict[str, object]
+    setup: Setup
+    pretraining: Pretraining | None
+    pictures: tuple[Path, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why the numbers are not a paper's, in words; nothing if they may stand beside it."""
+        return tuple(_notes(self))
+
+
+@dataclass(frozen=True)
+class Other:
+    """A run without a result, such as a pretraining.
+
+    Attributes:
+        folder: The run's folder.
+        model: Class of the method or evaluation.
+        data: What it trained on, by the papers' name.
+        pictures: Files that the run drew.
+    """
+
+    folder: Path
+    model: str
+    data: str
+    pictures: tuple[Path, ...]
+
+
+def _notes(run: Run) -> Iterator[str]:
+    if run.built_in is None:
+        yield "data not at hand: real or built-in is not known"
+    elif run.built_in:
+        yield "built-in data"
+    if not run.complete:
+        yield "incomplete"
+    if run.split != "test":
+        yield "measured in validation"
+    if run.small:
+        yield f"small network ({run.small})"
+    yield from _said("", run.setup)
+    if run.pretraining is None:
+        return
+    if run.pretraining.built_in:
+        yield "pretrained on built-in videos"
+    if run.pretraining.settings is None:
+        yield "pretraining not known"
+    else:
+        yield from _said("pretrained with ", run.pretraining.setup)
+
+
+def _said(prefix: str, setup: Setup) -> Iterator[str]:
+    if setup.changed is None:
+        yield f"{prefix}settings not known"
+    elif setup.recipe is None:
+        yield f"{prefix}settings of no recipe"
+    elif setup.changed:
+        count = len(setup.changed)
+        yield f"{prefix}{count} setting{'s' * (count > 1)} other than recipes/{setup.recipe}.yaml"

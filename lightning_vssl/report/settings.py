@@ -1,0 +1,119 @@
+"""What a run set otherwise than the recipe of the paper that is nearest to it."""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+
+from lightning_vssl.cli import packaged_recipes
+
+# What is a protocol's; the rest belongs to the machine, or has a column of its own in the tables.
+_OURS = re.compile(
+    r"trainer\.(max_epochs|max_steps|accumulate_grad_batches|gradient_clip_val)$"
+    r"|(model|data)\.init_args\."
+)
+_ASIDE = re.compile(
+    r"model\.init_args\.(backbone|weights|paper|clips_at_once|queries_at_once|tokens_at_once)\b"
+    r"|data\.init_args\.(.*\.)?(root|cache_dir|num_workers|prefetch_factor|eval_batch_size|seed"
+    r"|rendered|detections|boxes|tubes|make_workers|lists|challenge)$"
+    r"|.*\.(recompute|tile)$"
+)
+
+Settings = dict[str, object]
+
+
+def leaves(tree: object, prefix: str = "") -> Settings:
+    """Flattens nested settings to dotted names; a list is a leaf, a class is its bare name.
+
+    Args:
+        tree: What a YAML file holds.
+        prefix: The name it stands under.
+
+    Returns:
+        Every leaf by its name.
+    """
+    if not isinstance(tree, Mapping) or not tree:
+        bare = tree.rpartition(".")[2] if isinstance(tree, str) and _is_class(prefix) else tree
+        return {prefix: bare}
+    found: Settings = {}
+    for name, value in tree.items():
+        found |= leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def _is_class(name: str) -> bool:
+    return name.endswith("class_path")
+
+
+def value_of(text: str) -> object:
+    """A value as YAML reads it: what stands behind ``=`` on a command line."""
+    value: object = yaml.safe_load(text)
+    return value
+
+
+def read_settings(file: Path) -> Settings:
+    """Every value that a run was started with, by its dotted name.
+
+    Args:
+        file: The ``config*.yaml`` of a run, or a recipe.
+
+    Raises:
+        ValueError: If it is no YAML, naming the file and the line.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} is no YAML ({where}); mend it, or move it away and run again"
+        ) from error
+    return leaves(tree)
+
+
+@functools.cache
+def recipes(kind: str) -> dict[str, Settings]:
+    """The recipes that came with the package.
+
+    Args:
+        kind: ``eval`` for evaluations, an empty string for pretraining.
+
+    Returns:
+        The settings of each, by its name without suffix (``eval/davis``, ``ctp``).
+    """
+    root = packaged_recipes()
+    files = sorted((root / kind).glob("*.yaml"))
+    return {
+        file.relative_to(root).with_suffix("").as_posix(): read_settings(file) for file in files
+    }
+
+
+def differences(recipe: Settings, run: Settings) -> dict[str, tuple[object, object]]:
+    """What a run set otherwise than a recipe says.
+
+    Args:
+        recipe: Of the paper's protocol.
+        run: Every value in force in the run.
+
+    Returns:
+        The recipe's value and the run's, by the name of the setting. What belongs to the machine,
+        the backbone and the places of files are left out.
+    """
+    found: dict[str, tuple[object, object]] = {}
+    for name, value in recipe.items():
+        if not _OURS.match(name) or _ASIDE.match(name):
+            continue
+        mine = run.get(name, "not set")
+        if not _same(value, mine):
+            found[name] = (value, mine)
+    return found
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    try:
+        return float(a) == float(b)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return a == b
