@@ -53,6 +53,8 @@ class Backbone(nn.Module, ABC):
         dims: 3 for a network over (B, C, T, H, W), 2 for one over (B, C, H, W).
         classifiers: Names under which a file of this network may hold a classifier, which is then
             left out; any other entry that the network lacks is an error.
+        least: Frames, and pixels of height and of width, that a clip must have: a pool that is not
+            padded leaves nothing of less.
 
     Attributes:
         num_features: Channels of the last map.
@@ -63,6 +65,7 @@ class Backbone(nn.Module, ABC):
         pixels: Mean and standard deviation.
         dims: 2 or 3.
         classifiers: Names of classifiers in files.
+        least: Frames and pixels a side that a clip must have.
         config: ``{"class_path": ..., "init_args": ...}``; plain data that rebuilds this module.
 
     Raises:
@@ -78,6 +81,7 @@ class Backbone(nn.Module, ABC):
         pixels: Sequence[Sequence[float]] = IMAGENET_PIXELS,
         dims: Literal[2, 3] = 3,
         classifiers: Sequence[str] = _CLASSIFIERS,
+        least: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
         if list(channels) != list(strides):
@@ -93,6 +97,7 @@ class Backbone(nn.Module, ABC):
         self.pixels: Pixels = as_pixels(pixels)
         self.dims: Literal[2, 3] = dims
         self.classifiers: tuple[str, ...] = tuple(classifiers)
+        self.least: tuple[int, int] = least
         self._init_args = dict(init_args)
 
     @property
@@ -133,7 +138,7 @@ class Backbone(nn.Module, ABC):
             The last stage's map, (B, num_features, T', H', W'), or (B, num_features, H', W').
 
         Raises:
-            ValueError: If ``x`` has another number of dimensions.
+            ValueError: If ``x`` has another number of dimensions, or is smaller than `least`.
         """
         self._check(x)
         for name in self.stages:
@@ -152,7 +157,7 @@ class Backbone(nn.Module, ABC):
 
         Raises:
             ValueError: If a stage is not one of this network, or ``x`` has another number of
-                dimensions.
+                dimensions or is smaller than `least`.
         """
         self._check(x)
         self._check_stages(stages)
@@ -176,6 +181,12 @@ class Backbone(nn.Module, ABC):
             layout = "(B, C, T, H, W)" if self.dims == 3 else "(B, C, H, W)"
             raise ValueError(
                 f"{type(self).__name__} takes a tensor {layout}; got shape {tuple(x.shape)}"
+            )
+        frames, side = self.least
+        if min(x.shape[-2:]) < side or (self.dims == 3 and x.shape[2] < frames):
+            raise ValueError(
+                f"{type(self).__name__} takes clips of {frames} frames or more, of {side} x {side} "
+                f"pixels or more; got {' x '.join(str(n) for n in x.shape[2:])}"
             )
 
 

@@ -52,6 +52,7 @@ class C3D(Backbone):
             strides=dict(zip(_STAGES, strides, strict=True)),
             init_args={"width": width, "depth": tuple(depth), "pixels": as_pixels(pixels)},
             pixels=pixels,
+            least=(8, 16),
         )
         pools = (nn.Identity(), nn.MaxPool3d((1, 2, 2)), *(nn.MaxPool3d(2) for _ in range(3)))
         before = 3

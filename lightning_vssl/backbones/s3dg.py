@@ -120,6 +120,7 @@ class S3DG(Backbone):
                 "pixels": as_pixels(pixels),
             },
             pixels=pixels,
+            least=(5, 17),
         )
         norm = partial(nn.BatchNorm3d, eps=1e-3, momentum=norm_momentum)
         self.stem = TemporalSeparableConv(3, scaled(64), 7, 2, 3, norm)

@@ -1,8 +1,10 @@
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_vssl.backbones import R3D18, Backbone
+from lightning_vssl.backbones import C3D, R3D18, S3DG, Backbone
 from lightning_vssl.backbones.base import as_pixels
 
 
@@ -70,6 +72,24 @@ def test_a_tensor_of_other_dimensions_is_refused():
         Frames()(torch.rand(1, 3, 2, 8, 8))
     with pytest.raises(ValueError, match=r"R3D18 takes a tensor \(B, C, T, H, W\)"):
         R3D18(width=2, depth=(1, 1, 1, 1))(torch.rand(3, 2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [C3D(width=2, depth=(1, 1, 1, 1, 1)), S3DG(width=2), S3DG(width=2, stem="temporal")],
+    ids=["C3D", "S3DG", "S3DG, temporal stem"],
+)
+def test_the_least_clip_runs_and_a_smaller_one_is_refused(network):
+    frames, side = network.least
+    assert network.eval()(torch.rand(1, 3, frames, side, side)).shape[2:] == (1, 1, 1)
+    for shape in ((frames - 1, side, side), (frames, side - 1, side), (frames, side, side - 1)):
+        x = torch.rand(1, 3, *shape)
+        with pytest.raises(
+            ValueError, match=rf"of {frames} frames or more, of {side} x {side} pix"
+        ):
+            network(x)
+        with pytest.raises(RuntimeError, match="Output size is too small"):
+            functools.reduce(lambda maps, name: network.stage(name, maps), network.stages, x)
 
 
 @pytest.mark.parametrize("pixels", [((0.5, 0.5), (1, 1)), ((0, 0, 0),), ((0, 0, 0), (1, 1, 0.0))])
