@@ -14,17 +14,17 @@ SIDE = 24
 ROOM = 4  # boxes that a batch has room for
 
 
-def people(count, seed=0, frames=4):
+def people(count, seed=0, frames=4, side=SIDE):
     """Samples with one to three boxes each; actions 1 to 6 are colours, 7 is a flicker."""
     generator = torch.Generator().manual_seed(seed)
     samples, row = [], 0
     for i in range(count):
-        video = torch.randint(90, 130, (1, frames, 3, SIDE, SIDE), generator=generator)
+        video = torch.randint(90, 130, (1, frames, 3, side, side), generator=generator)
         boxes = torch.full((1, 1, ROOM, 4), torch.nan)
         labels = torch.zeros(1, ROOM, 7)
         index = torch.full((ROOM,), -1)
         for n in range(1 + i % 3):
-            x, y = 8 * n, int(torch.randint(0, SIDE - 9, (1,), generator=generator))
+            x, y = 8 * n, int(torch.randint(0, side - 9, (1,), generator=generator))
             colour = int(torch.randint(0, 6, (1,), generator=generator))
             flickers = bool(torch.randint(0, 2, (1,), generator=generator))
             shade = COLOURS[colour][None, :, None, None].expand(frames, 3, 9, 7).clone()
@@ -50,13 +50,13 @@ def people(count, seed=0, frames=4):
     return samples
 
 
-def _rows(cells):
+def _rows(cells, side):
     frame, box, action = zip(*cells, strict=True)
     return ActionRows(
         videos=tuple(f"clip{i}" for i in range(max(frame) + 1)),
         video=np.array(frame, np.int64),
         second=np.full(len(cells), 902.0),
-        box=np.array(box, np.float64) / SIDE,
+        box=np.array(box, np.float64) / side,
         action=np.array(action, np.int64),
         score=np.ones(len(cells)),
         source="the test",
@@ -73,7 +73,10 @@ def task_of(samples):
             boxes.append((i, box, 0))
             actions = sample["box_labels"][0, n].nonzero()[:, 0]
             truth += [(i, box, action + 1) for action in actions.tolist()]
-    return DetectionTask(truth=_rows(truth), boxes=_rows(boxes), actions=tuple(range(1, 8)))
+    side = samples[0]["video"].shape[-1]
+    return DetectionTask(
+        truth=_rows(truth, side), boxes=_rows(boxes, side), actions=tuple(range(1, 8))
+    )
 
 
 class People(LightningDataModule):
