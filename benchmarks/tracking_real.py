@@ -69,8 +69,10 @@ def sequences_of(folder: Path) -> list[TrackedSequence]:
         boxes = read_polygons(folder / "groundtruth.txt", first=1)
         check_first(boxes, frames, folder / "groundtruth.txt")
         return [TrackedSequence(frames, boxes)]
-    data = OTB(folder.resolve().parent, version="found")
-    found = [data.read("test", row.name) for row in data._rows() if row.folder == folder.name]
+    folder = folder.resolve()
+    data = OTB(folder.parent, version="found")
+    here = [name for name in data.names("test") if data.folder(name) == folder]
+    found = [data.read("test", name) for name in here]
     if not found:
         raise SystemExit(f"{folder} holds neither groundtruth.txt nor groundtruth_rect*.txt")
     return found

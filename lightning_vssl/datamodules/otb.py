@@ -113,6 +113,13 @@ class OTB(SequenceDataModule[TrackedSequence]):
             or (row.otb2013 if self.version == "otb2013" else row.otb50)
         ]
 
+    def _row(self, name: str) -> _Row:
+        return next(row for row in self._rows() if row.name == name)
+
+    def folder(self, name: str) -> Path:
+        """The folder that a sequence lies in; two sequences of OTB may share one."""
+        return self.root / self._row(name).folder
+
     def names(self, split: SequenceSplit) -> list[str]:
         """Names of the sequences.
 
@@ -134,8 +141,8 @@ class OTB(SequenceDataModule[TrackedSequence]):
             ValueError: If a line of the boxes is wrong, they are not as many as the frames, or the
                 first box has no size or lies outside the frame.
         """
-        row = next(row for row in self._rows() if row.name == name)
-        folder = self.root / row.folder
+        row = self._row(name)
+        folder = self.folder(name)
         frames = FrameSequence(name, row.images(folder / "img"))
         file = folder / row.annotation
         boxes = read_boxes(file, first=1)

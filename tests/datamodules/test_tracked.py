@@ -159,8 +159,10 @@ def test_two_targets_are_two_sequences_with_their_attributes(tmp_path):
         file = f"groundtruth_rect.{target}.txt"
         otb_sequence(tmp_path, "Two", [f"{left} 2 4 4"] * 2, names, file)
     (tmp_path / "Two" / "attrs.txt").write_text("SV, DEF, FM")
-    found = OTB(tmp_path, version="found").sequences("test")
+    data = OTB(tmp_path, version="found")
+    found = data.sequences("test")
     assert [sequence.name for sequence in found] == ["Two.1", "Two.2"]
+    assert {data.folder(name) for name in ("Two.1", "Two.2")} == {tmp_path / "Two"}
     assert [float(sequence.boxes[1, 0]) for sequence in found] == [1, 8]
     assert found[0].frames.files == found[1].frames.files
     assert found[0].attributes == ("SV", "DEF", "FM")
