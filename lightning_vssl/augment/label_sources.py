@@ -167,7 +167,8 @@ class CycleTracks(LabelSource):
     def forward(self, clips: Tensor, drawn: Tracks, boxes: Tensor | None = None) -> Labels:
         """Pastes the patches into the synthetic clips; see `LabelSource.forward`."""
         own = ~drawn.shown.flatten(1).any(1)  # a synthetic clip shows its patches at first
-        return self.patches(clips, drawn)._replace(own=own)
+        labels: Labels = self.patches(clips, drawn)
+        return labels._replace(own=own)
 
 
 class AnnotatedTracks(LabelSource):

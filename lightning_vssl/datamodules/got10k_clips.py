@@ -10,8 +10,10 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_vssl.data.clips import Clips
 from lightning_vssl.data.sampler import KeyedSampler
 from lightning_vssl.data.trajectories import TrajectoryClips
+from lightning_vssl.data.windows import Windows
 from lightning_vssl.datamodules.got10k import GOT10k
 
 Loader = DataLoader[dict[str, Tensor]]
@@ -22,13 +24,18 @@ class GOT10kClips(LightningDataModule):
 
     Batches hold `lightning_vssl.data.trajectories.TrajectoryClips`'s samples stacked: ``video``
     (B, 1, T, 3, S, S) uint8, ``boxes`` (B, 1, T, 1, 4), ``key``, ``index``, ``replaced``.
-    Validation and tests both read val: the boxes of test are withheld.
+    Validation and tests both read val: the boxes of test are withheld. ``clips`` and ``window`` are
+    for pretraining, and leave validation and tests as they are.
 
     Args:
         root: Folder of GOT-10k; see `lightning_vssl.datamodules.got10k.GOT10k`.
         frames: Frames of a clip.
         step: Frames from one to the next.
         size: Side of the clips in pixels; whole frames are stretched to it.
+        clips: Frames of a training clip; None for ``frames`` every ``step``. CtP's pretraining
+            (Table 1) takes `lightning_vssl.data.clips.JitteredClip`.
+        window: Crop of a training clip; None for whole frames. CtP's pretraining takes
+            `lightning_vssl.data.windows.ScaleCrop`.
         batch_size: Clips per step over all processes together.
         num_workers: Processes per training process that read frames.
         prefetch_factor: Batches that each of them holds ready.
@@ -46,6 +53,8 @@ class GOT10kClips(LightningDataModule):
         frames: int = 16,
         step: int = 1,
         size: int = 112,
+        clips: Clips | None = None,
+        window: Windows | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         prefetch_factor: int = 2,
@@ -59,6 +68,8 @@ class GOT10kClips(LightningDataModule):
         self.frames = frames
         self.step = step
         self.size = size
+        self.clips = clips
+        self.window = window
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
@@ -90,6 +101,8 @@ class GOT10kClips(LightningDataModule):
                 frames=self.frames,
                 step=self.step,
                 size=self.size,
+                clips=self.clips,
+                window=self.window,
                 max_unreadable=self.max_unreadable,
                 seed=self.seed,
             )

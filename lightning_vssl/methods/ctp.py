@@ -115,7 +115,8 @@ class CtP(Method):
         query = clip_boxes_to_image(last, size)
         predicted, _ = self.track(clips.flip(2), query)
         back = decode(predicted.to(query), query, self.sigma)
-        return clip_boxes_to_image(back.flip(2), size)
+        tracked: Tensor = clip_boxes_to_image(back.flip(2), size)
+        return tracked
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         """Tracks the patches of an augmented batch and compares."""
