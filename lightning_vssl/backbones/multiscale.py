@@ -156,7 +156,7 @@ class PytorchvideoMViT(_MViT):
 
     Args:
         name: Which network; they differ in the frames of their clips.
-        width: Channels of the patches, which every stage doubles but the last.
+        width: Channels of the patches, at least 8; every stage doubles them but the last.
         depth: Blocks of the four stages.
         clip: Frames, height and width that the table of positions is made for; None for the
             published, 16 or 32 x 224 x 224.
@@ -174,7 +174,7 @@ class PytorchvideoMViT(_MViT):
         clip: _Triple | None = None,
     ) -> None:
         sizes = clip if clip is not None else (32 if name == "mvit_base_32x3" else 16, 224, 224)
-        _check(name, get_args(PytorchvideoMViTName), width, depth, sizes)
+        _check(name, get_args(PytorchvideoMViTName), width, depth, sizes, least=8)
         super().__init__(name, width, [width * times for times in (2, 4, 8, 8)], depth, sizes)
         from pytorchvideo.models import hub
 
@@ -237,12 +237,17 @@ def _torchvision(second: bool, width: int, depth: Sequence[int], clip: Sequence[
 
 
 def _check(
-    name: str, known: Sequence[str], width: int, depth: Sequence[int], clip: Sequence[int]
+    name: str,
+    known: Sequence[str],
+    width: int,
+    depth: Sequence[int],
+    clip: Sequence[int],
+    least: int = 1,
 ) -> None:
     if name not in known:
         raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+    if width < least:
+        raise ValueError(f"width must be at least {least}, got {width}")
     if len(depth) != 4 or min(depth) < 1:
         raise ValueError(f"depth must be four numbers of blocks, each at least 1, got {depth}")
     if len(clip) != 3 or min(clip) < 1 or clip[0] % 2 or clip[1] % 4 or clip[2] % 4:
