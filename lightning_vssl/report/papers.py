@@ -46,8 +46,8 @@ class Number:
         method: What was pretrained; ``none`` for a network from scratch.
         backbone: The network; empty where the paper does not say.
         data: What it was pretrained on; empty where the paper does not say.
-        setting: What an ablation varies: ``name=value`` as in the recipe of the pretraining, or
-            words where no single value says it.
+        setting: What an ablation varies: ``name=value`` as in the recipe of the pretraining, the
+            parts separated by semicolons, or words where no value says it.
         column: Where it stands.
         recipe: The evaluation's recipe, such as ``eval/davis``, without suffix.
         where: What must hold in the protocol beside it, for instance ``box_source``.

@@ -23,6 +23,9 @@ _ASIDE = re.compile(
 
 Settings = dict[str, object]
 
+# libyaml's where it is there: ten times as fast, and equal.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def leaves(tree: object, prefix: str = "") -> Settings:
     """Flattens nested settings to dotted names; a list is a leaf, a class is its bare name.
@@ -63,7 +66,7 @@ def read_settings(file: Path) -> Settings:
         ValueError: If it is no YAML, naming the file and the line.
     """
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise ValueError(

@@ -135,14 +135,16 @@ def _fits(run: Run, number: Number) -> bool:
 
 def _has(run: Run, setting: str) -> bool:
     """Whether a run's pretraining had what an ablation's row names."""
-    if not setting:
-        return True
-    name, given, value = setting.partition("=")
-    settings = run.pretraining.settings if run.pretraining else None
-    if not given or not settings:
-        return False
-    wanted = value_of(value)
-    return any(v == wanted for k, v in settings.items() if k.rpartition(".")[2] == name)
+    known = run.pretraining.settings if run.pretraining else None
+    settings = {k.replace(".init_args", ""): v for k, v in (known or {}).items()}
+    for condition in filter(None, setting.split("; ")):
+        name, given, value = condition.partition("=")
+        ends = (f".{name}", f".{name}.class_path")
+        if not given or not any(
+            k.endswith(ends) and v == value_of(value) for k, v in settings.items()
+        ):
+            return False
+    return True
 
 
 def _nearest(row: Row, known: Sequence[Row]) -> int:
