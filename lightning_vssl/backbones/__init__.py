@@ -16,6 +16,7 @@ from lightning_vssl.backbones.pytorchvideo_video import (
 from lightning_vssl.backbones.resnet3d import R3D18, HaraR3D18, R2Plus1D10, R2Plus1D18
 from lightning_vssl.backbones.restride import restride
 from lightning_vssl.backbones.s3dg import S3DG
+from lightning_vssl.backbones.slowfast import SlowFast
 from lightning_vssl.backbones.timm_image import TimmNet
 from lightning_vssl.backbones.torchvision_video import TorchvisionVideo
 from lightning_vssl.backbones.transformers_net import TransformersNet
@@ -45,6 +46,7 @@ __all__ = [
     "PytorchvideoResNet",
     "R2Plus1D10",
     "R2Plus1D18",
+    "SlowFast",
     "TimmNet",
     "TorchvisionMViT",
     "TorchvisionVideo",

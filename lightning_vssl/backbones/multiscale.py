@@ -71,14 +71,14 @@ class _MViT(TokenBackbone):
         values, grid = self._patches(x)
         return Tokens(values, grid, others=1)
 
-    def advance(self, name: str, tokens: Tokens) -> Tokens:
+    def advance(self, name: str, carried: Tokens) -> Tokens:
         """Runs the blocks of one stage; the last with the final norm."""
-        x, grid = tokens.values, tokens.grid
+        x, grid = carried.values, carried.grid
         for index in range(*self._blocks_of[name]):
             x, grid = self.net.blocks[index](x, grid)
         if name == STAGES[-1]:
             x = self._norm(x)
-        return Tokens(x, tuple(grid), tokens.others)
+        return Tokens(x, tuple(grid), carried.others)
 
     def _check_size(self, x: Tensor) -> None:
         """Refuses a clip that a table of positions is not for."""

@@ -60,9 +60,8 @@ class PytorchvideoNet(Backbone):
 
     Parameters keep pytorchvideo's names (``blocks.0.conv.weight``), so the ``model_state`` of its
     checkpoints loads as it is. Stages are named ``stem`` and ``layer1`` to ``layer4``; a max-pool
-    between two stages belongs to the later one. MViT is `PytorchvideoMViT`. The networks with
-    two pathways (SlowFast) and with boxes (detection) are not offered: neither maps a clip to one
-    feature map.
+    between two stages belongs to the later one. MViT is `PytorchvideoMViT`, SlowFast is
+    `SlowFast`. The networks with boxes (detection) are not offered: they do not map a clip alone.
 
     Args:
         name: Which network.
@@ -110,7 +109,7 @@ def _reason(name: str) -> str:
         return "; MViT is PytorchvideoMViT"
     if "detection" in name:
         return ", which takes boxes beside the clip; ActionLocalisation pools boxes from any map"
-    return ", whose two pathways have no common map" if name.startswith("slowfast") else ""
+    return "; SlowFast is SlowFast" if name.startswith("slowfast") else ""
 
 
 class PytorchvideoResNet(Backbone):

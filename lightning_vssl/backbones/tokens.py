@@ -6,7 +6,6 @@ numbers are those of the whole network.
 """
 
 import re
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_vssl.backbones.base import Backbone
+from lightning_vssl.backbones.carrying import CarryingBackbone
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -84,11 +83,8 @@ def filled(x: Tensor, patch: Sequence[int]) -> Tensor:
     return x
 
 
-class TokenBackbone(Backbone):
-    """A backbone whose stages pass on `Tokens`; see `Backbone` for what it is built with.
-
-    A subclass makes the first tokens in `embed` and runs a stage's blocks in `advance`.
-    """
+class TokenBackbone(CarryingBackbone[Tokens]):
+    """A backbone whose stages pass on `Tokens`."""
 
     def no_weight_decay(self) -> list[str]:
         """Names of the parameters that weight decay leaves alone: tokens and tables of positions.
@@ -97,80 +93,3 @@ class TokenBackbone(Backbone):
         """
         names = (name for name, _ in self.named_parameters())
         return [name for name in names if _TOKENS_AND_PLACES.fullmatch(name.rpartition(".")[2])]
-
-    @abstractmethod
-    def embed(self, x: Tensor) -> Tokens:
-        """The first stage, ``stem``: patches with their positions.
-
-        Args:
-            x: Normalised clip, (B, C, T, H, W), or (B, C, H, W) where ``dims`` is 2.
-
-        Returns:
-            Its tokens.
-
-        Raises:
-            ValueError: If the network takes no clip of this size.
-        """
-
-    @abstractmethod
-    def advance(self, name: str, tokens: Tokens) -> Tokens:
-        """Runs the blocks of one of the other stages.
-
-        Args:
-            name: One of `stages`, not the first.
-            tokens: What the stage before made.
-
-        Returns:
-            What this stage makes of it.
-        """
-
-    def stage(self, name: str, x: Tensor) -> Tensor:
-        """Runs the first stage; the others need the tokens that a map has not.
-
-        Raises:
-            ValueError: If the stage is not the first.
-        """
-        if name != self.stages[0]:
-            raise ValueError(
-                f"{type(self).__name__}'s {name} needs more than the map of the stage before it: "
-                "call the network, or features()"
-            )
-        return self.embed(x).as_map()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Runs the whole network.
-
-        Args:
-            x: Normalised clip, (B, C, T, H, W), or (B, C, H, W) where ``dims`` is 2.
-
-        Returns:
-            The last stage's map, (B, num_features, T', h, w), or (B, num_features, h, w).
-
-        Raises:
-            ValueError: If ``x`` has another number of dimensions or a size it does not take.
-        """
-        last = self.stages[-1]
-        return self.features(x, (last,))[last]
-
-    def features(self, x: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
-        """Runs the network as far as needed and returns the maps of the stages named.
-
-        Args:
-            x: Normalised clip, (B, C, T, H, W), or (B, C, H, W) where ``dims`` is 2.
-            stages: Names out of `stages`, in any order.
-
-        Returns:
-            Map of each stage by name, in the order in which the stages run.
-
-        Raises:
-            ValueError: If a stage is not one of this network, or ``x`` has another number of
-                dimensions or a size it does not take.
-        """
-        self._check(x)
-        self._check_stages(stages)
-        last = max(self.stages.index(name) for name in stages)
-        tokens = self.embed(x)
-        found = {self.stages[0]: tokens}
-        for name in self.stages[1 : last + 1]:
-            found[name] = tokens = self.advance(name, tokens)
-        return {name: one.as_map() for name, one in found.items() if name in stages}

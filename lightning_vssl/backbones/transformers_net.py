@@ -152,16 +152,16 @@ class TransformersNet(TokenBackbone):
                 "it for another by config's num_frames and image_size"
             )
 
-    def advance(self, name: str, tokens: Tokens) -> Tokens:
+    def advance(self, name: str, carried: Tokens) -> Tokens:
         """Runs a quarter of the blocks; the last with the final norm."""
-        x, where = tokens.values, self._places(tokens)
+        x, where = carried.values, self._places(carried)
         for index in self._blocks_of[name]:
             made = self._blocks[index](x, **where)
             x = made[0] if isinstance(made, tuple) else made
         norm = getattr(self.net, "layernorm", None)
         if name == STAGES[-1] and norm is not None:
             x = norm(x)
-        return Tokens(x, tokens.grid, tokens.others)
+        return Tokens(x, carried.grid, carried.others)
 
     def _places(self, tokens: Tokens) -> dict[str, Tensor]:
         """Where V-JEPA 2's tokens lie, as its rotary attention wants to be told.

@@ -27,9 +27,9 @@ class Rows(TokenBackbone):
         values = torch.cat([self.cls_token.expand(len(x), -1, -1), placed], 1)
         return Tokens(values, tuple(x.shape[2:]), others=2)
 
-    def advance(self, name: str, tokens: Tokens) -> Tokens:
+    def advance(self, name: str, carried: Tokens) -> Tokens:
         self.ran.append(name)
-        return Tokens(tokens.values + 1, tokens.grid, tokens.others)
+        return Tokens(carried.values + 1, carried.grid, carried.others)
 
 
 def test_tokens_lie_where_their_patches_do():
