@@ -225,14 +225,18 @@ class TranscodeJob(Job):
         self.fast_decode = fast_decode
 
     @property
-    def work(self) -> Work:
-        """Transcodes."""
+    def coding(self) -> Coding:
+        """How files are encoded."""
         options = [("preset", str(self.preset)), ("crf", str(self.quality))]
         if self.fast_decode:
             options.append(("tune", "fastdecode"))
         if self.codec == "libx265":
             options.append(("x265-params", "open-gop=0:pools=none:frame-threads=1:log-level=error"))
-        coding = Coding(self.codec, "mp4", self.gop, self.b_frames, options=tuple(options))
+        return Coding(self.codec, "mp4", self.gop, self.b_frames, options=tuple(options))
+
+    @property
+    def work(self) -> Work:
+        """Transcodes."""
         manifest, folder = self._listed(), self.folder / "videos"
         first = np.flatnonzero(~repeated(manifest)).tolist()
         files = Counter(target(manifest.path(row), manifest.root, folder) for row in first)
@@ -242,7 +246,9 @@ class TranscodeJob(Job):
                 f"{len(twice)} files would hold several videos, whose names differ in their ending "
                 f"alone: {', '.join(twice[:5])}; rename those videos"
             )
-        return Transcode(manifest.root, folder, self.short_side, self.fps, self.crop_bars, coding)
+        return Transcode(
+            manifest.root, folder, self.short_side, self.fps, self.crop_bars, self.coding
+        )
 
     def settled(self, manifest: Manifest) -> npt.NDArray[np.bool_]:
         """Rows of a video that another row has too."""
