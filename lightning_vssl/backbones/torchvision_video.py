@@ -136,6 +136,7 @@ class TorchvisionVideo(Backbone):
             # The weights are not repeated: an export carries them in its own file.
             init_args={"name": name, "width": width, "depth": depth},
             pixels=pixels,
+            least=(5, 17) if name == "s3d" else (1, 1),  # its pools are not all padded
         )
         self._modules_of = modules
         self._channels_last = modules is _SWIN

@@ -195,6 +195,15 @@ def test_sizes_of_torchvisions_networks_are_checked(arguments, message):
         TorchvisionVideo(**arguments)
 
 
+@pytest.mark.parametrize("size", [(4, 17, 17), (5, 16, 17), (5, 17, 16)])
+def test_s3d_refuses_clips_that_its_pools_leave_nothing_of(size):
+    with torch.device("meta"):
+        network = TorchvisionVideo("s3d").eval()
+        assert network(torch.zeros(1, 3, 5, 17, 17)).shape[2:] == (1, 1, 1)
+        with pytest.raises(ValueError, match="5 frames or more, of 17 x 17 pixels or more; got"):
+            network(torch.zeros(1, 3, *size))
+
+
 def test_width_is_not_for_x3d():
     with pytest.raises(ValueError, match="null for X3D; got 8 for x3d_xs"):
         PytorchvideoNet("x3d_xs", width=8)
