@@ -12,18 +12,15 @@ from lightning_vssl.report.tables import Table
 _METRICS = {
     "top1": "top-1",
     "top5": "top-5",
-    "J_mean": "J mean",
-    "J_recall": "J recall",
-    "J_decay": "J decay",
-    "F_mean": "F mean",
     "mixed_same": "mixed-same",
     "mixed_rand": "mixed-rand",
     "mixed_next": "mixed-next",
     "only_fg": "only-FG",
     "no_fg": "no-FG",
+    "no_fg_drop": "no-FG, drop",
     "only_bg_b": "only-BG-B",
     "only_bg_t": "only-BG-T",
-    "no_fg_drop": "no-FG, drop",
+    "bg_gap": "BG-gap",
 }
 PICTURES = 6
 """How many pictures of a run are shown; the rest is counted."""
@@ -76,7 +73,7 @@ def count(number: int, what: str) -> str:
 
 def metric_name(metric: str) -> str:
     """A number's name as the papers write it."""
-    return _METRICS.get(metric, metric)
+    return _METRICS.get(metric, metric.replace("_", " "))
 
 
 def footnotes_of(table: Table) -> dict[tuple[str, ...], int]:

@@ -32,7 +32,7 @@ def markdown(report: Report, folder: Path) -> str:
     for paper, tables in groupby(report.tables, lambda table: table.paper):
         parts += [f"## {paper}", f"{CITED[paper]}."]
         for table in tables:
-            parts += [f"### {paper}, {table.name}", *_table(table)]
+            parts += [f"### {paper}, {table.name}: {table.about}", *_table(table)]
     parts += [report.missing] if report.missing else []
     parts += ["## Runs", *(_run(i, run, folder) for i, run in enumerate(report.runs, 1))]
     if report.others:

@@ -20,7 +20,7 @@ CITED = {
 }
 """The papers, by the name under which ``papers.csv`` lists their numbers."""
 
-_FILE = Path(__file__).with_name("papers.csv")
+_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,12 @@ def numbers() -> tuple[Number, ...]:
 
     Shares that a paper gives from 0 to 1 (PreViTS, Table 6) stand in percent, like our results.
     """
-    with _FILE.open(newline="", encoding="utf-8") as file:
-        return tuple(_number(row) for row in csv.DictReader(file))
+    return tuple(map(_number, _rows("papers.csv")))
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with (_FOLDER / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _number(row: dict[str, str]) -> Number:
@@ -93,11 +97,12 @@ def _number(row: dict[str, str]) -> Number:
     )
 
 
-def tables() -> Iterator[tuple[str, str, list[Number]]]:
+def tables() -> Iterator[tuple[str, str, str, list[Number]]]:
     """The tables in the order of the papers.
 
     Yields:
-        Paper, table, and its numbers.
+        Paper, table, what it compares, and its numbers.
     """
+    about = {(row["paper"], row["table"]): row["about"] for row in _rows("tables.csv")}
     for (paper, table), found in groupby(numbers(), attrgetter("paper", "table")):
-        yield paper, table, list(found)
+        yield paper, table, about[paper, table], list(found)

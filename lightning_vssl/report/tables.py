@@ -51,12 +51,14 @@ class Table:
     Attributes:
         paper: Name of the paper.
         name: The table as the paper counts it.
+        about: What it compares.
         columns: Its columns.
         rows: Theirs in the paper's order, each of ours behind the one that is nearest to it.
     """
 
     paper: str
     name: str
+    about: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
@@ -79,22 +81,27 @@ def filled(runs: Sequence[Run]) -> list[Table]:
     Returns:
         The tables, also those without a run of ours, in the order of the papers.
     """
-    return [_table(paper, name, numbers, runs) for paper, name, numbers in tables()]
+    return [
+        Table(paper, name, about, _columns(found), _rows(found, runs))
+        for paper, name, about, found in tables()
+    ]
 
 
-def _table(paper: str, name: str, numbers: Sequence[Number], runs: Sequence[Run]) -> Table:
+def _columns(numbers: Sequence[Number]) -> tuple[Column, ...]:
+    return tuple(dict.fromkeys(n.column for n in numbers))
+
+
+def _rows(numbers: Sequence[Number], runs: Sequence[Run]) -> tuple[Row, ...]:
     theirs: dict[tuple[str, str, str, str], Row] = {}
     for n in numbers:
         key = (n.method, n.backbone, n.data, n.setting)
         row = theirs.setdefault(key, Row(*key, ours=False))
         row.cells[n.column] = Cell(n.number)
-    columns = tuple(dict.fromkeys(n.column for n in numbers))
     behind: dict[int, list[Row]] = {}
     known = list(theirs.values())
     for row in _ours(numbers, known, runs):
         behind.setdefault(_nearest(row, known), []).append(row)
-    rows = [r for i, row in enumerate(known) for r in (row, *behind.get(i, ()))]
-    return Table(paper, name, columns, tuple(rows))
+    return tuple(r for i, row in enumerate(known) for r in (row, *behind.get(i, ())))
 
 
 def _ours(numbers: Sequence[Number], known: Iterable[Row], runs: Sequence[Run]) -> list[Row]:

@@ -81,7 +81,7 @@ def _table(table: Table) -> str:
     notes = "".join(f"<li>{escape('; '.join(reasons))}.</li>" for reasons in footnotes)
     upper = f'<th class="row" rowspan="2">Method</th>{upper}'
     return (
-        f"<h3>{escape(f'{table.paper}, {table.name}')}</h3>\n"
+        f"<h3>{escape(f'{table.paper}, {table.name}: {table.about}')}</h3>\n"
         f'<div class="scroll"><table>\n<thead><tr>{upper}</tr>'
         f"<tr>{lower}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
         + (f'\n<ol class="notes">{notes}</ol>' if notes else "")
