@@ -1,6 +1,28 @@
 """Fixtures for all tests."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
+
+
+def _seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fixtures draw the same whatever ran before."""
+    _seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """So does a test, whether or not a fixture it shares was made just now; other than those."""
+    _seed(1)
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ def _serve(rank: int, store: str, connection: Connection) -> None:
     while job := connection.recv_bytes():
         try:
             function, args = pickle.loads(job)
+            torch.manual_seed(rank)  # as conftest.py does in the test's own process
             answer = (True, function(*args))
         except BaseException:  # reported to the test, whatever it is
             answer = (False, traceback.format_exc())
@@ -52,7 +53,8 @@ class TwoProcesses:
         self._processes = []
 
     def _start(self) -> None:
-        context = get_context("spawn")
+        context = get_context("forkserver")  # what is imported once serves both, and a new pair
+        context.set_forkserver_preload(["lightning_vssl.run"])
         self._starts += 1
         store = str(Path(self._folder.name) / f"store{self._starts}")
         for rank in range(2):
