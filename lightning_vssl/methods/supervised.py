@@ -127,9 +127,9 @@ class Supervised(Method):
         clips = views.flatten(0, 1)  # (B*V, 3, T, H, W)
         if self.backbone.dims == 3:
             maps: Tensor = self.backbone(clips)  # (B*V, C, T', H', W')
-            return maps.mean((2, 3, 4)).unflatten(0, views.shape[:2])
+            return maps.mean((2, 3, 4)).view(*views.shape[:2], -1)
         maps = self.backbone(clips.transpose(1, 2).flatten(0, 1))  # (B*V*T, C, H', W')
-        return maps.mean((2, 3)).unflatten(0, (*views.shape[:2], views.shape[3])).mean(2)
+        return maps.mean((2, 3)).view(*views.shape[:2], views.shape[3], -1).mean(2)
 
     def _labels(self, batch: Batch) -> Tensor:
         if "label" not in batch:
