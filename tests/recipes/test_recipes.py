@@ -95,6 +95,12 @@ def settings_of(stopped):
 
 
 @functools.cache
+def written(recipe):
+    """What stands in a file; not to be changed."""
+    return yaml.safe_load(recipe.read_text())
+
+
+@functools.cache
 def parsed(recipe):
     """Every value in force in a recipe that stands alone."""
     return settings_of(configured(recipe, instantiate=False))
@@ -140,9 +146,9 @@ class TestAsItStands:
 
     @each_recipe
     def test_keeps_its_runs_apart(self, recipe):
-        folder = yaml.safe_load(recipe.read_text())["trainer"]["default_root_dir"]
+        folder = written(recipe)["trainer"]["default_root_dir"]
         assert folder == f"runs/{recipe.stem}"
-        others = [yaml.safe_load(p.read_text())["trainer"]["default_root_dir"] for p in ALL]
+        others = [written(p)["trainer"]["default_root_dir"] for p in ALL]
         assert others.count(folder) == 1
 
     @each_recipe
@@ -151,23 +157,22 @@ class TestAsItStands:
         for word in ("# Paper: ", "# Hardware: ", "# Expected: ", "# Command: lightning-vssl "):
             assert f"\n{word}" in text
         assert "\n# Deviations" in text
-        assert list(yaml.safe_load(text)) == ["seed_everything", "trainer", "model", "data"]
+        assert list(written(recipe)) == ["seed_everything", "trainer", "model", "data"]
 
     @each_recipe
     def test_spells_out_what_a_default_could_change(self, recipe):
-        written = flat(yaml.safe_load(recipe.read_text()))
+        names = flat(written(recipe))
         optimizer = "model.init_args.optimizer.init_args"
-        if any(key.startswith("model.init_args.optimizer") for key in written):
-            assert f"{optimizer}.lr" in written
-            assert f"{optimizer}.weight_decay" in written
-            assert f"{optimizer}.momentum" in written or f"{optimizer}.betas" in written
-            assert "trainer.max_epochs" in written
-            assert "data.init_args.batch_size" in written
+        if any(key.startswith("model.init_args.optimizer") for key in names):
+            assert f"{optimizer}.lr" in names
+            assert f"{optimizer}.weight_decay" in names
+            assert f"{optimizer}.momentum" in names or f"{optimizer}.betas" in names
+            assert "trainer.max_epochs" in names
+            assert "data.init_args.batch_size" in names
 
     @each_recipe
     def test_training_keeps_a_last_checkpoint(self, recipe):
-        recipe_settings = yaml.safe_load(recipe.read_text())
-        callbacks = recipe_settings["trainer"].get("callbacks", [])
+        callbacks = written(recipe)["trainer"].get("callbacks", [])
         saving = [c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint")]
         if command_of(recipe) == "fit":
             periodic = [c for c in saving if "monitor" not in c]
@@ -181,8 +186,32 @@ class TestAsItStands:
         assert missing == []
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
-@each_recipe
+def unlike(overlay):
+    """One recipe of each kind that an overlay can tell apart.
+
+    It writes into the trainer's settings and the data's, so what counts is the command, the words
+    and names among the former, and the class of the latter.
+    """
+    parts = written(overlay).keys()
+    assert parts <= {"trainer", "data", "ckpt_path"}
+    kinds = {}
+    for recipe in ALL:
+        settings = written(recipe)
+        trainer = {**settings["trainer"], "default_root_dir": 0, "callbacks": 0}
+        names = sorted((k, v if isinstance(v, str) else "") for k, v in trainer.items())
+        data = settings["data"]["class_path"] if "data" in parts else ""
+        kinds.setdefault((command_of(recipe), data, *names), recipe)
+    return kinds.values()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overlay"),
+    [
+        pytest.param(recipe, overlay, id=f"{name_of(recipe)}-{overlay.stem}")
+        for overlay in OVERLAYS
+        for recipe in unlike(overlay)
+    ],
+)
 def test_overlay_fits_recipe(recipe, overlay, capsys):
     alone = parsed(recipe)
     if "workers" in overlay.read_text() and "num_workers" not in alone["data"]["init_args"]:
@@ -195,8 +224,8 @@ def test_overlay_fits_recipe(recipe, overlay, capsys):
         assert class_paths(both[part]) == class_paths(alone[part])
     assert both["trainer"]["callbacks"] == alone["trainer"]["callbacks"]
     changed = {k for k, v in flat(both).items() if flat(alone).get(k) != v}
-    written = set(flat(yaml.safe_load(overlay.read_text())))
-    stated = {key for key in changed if any(key.startswith(w.rpartition(".")[0]) for w in written)}
+    names = flat(written(overlay))
+    stated = {key for key in changed if any(key.startswith(n.rpartition(".")[0]) for n in names)}
     assert changed == stated, f"changed without being written in the overlay: {changed - stated}"
     assert changed
 
