@@ -112,6 +112,7 @@ def follow_kcf(frames: npt.NDArray[np.uint8], box: Sequence[int]) -> npt.NDArray
     x1, y1, x2, y2 = box
     tracker = cv2.TrackerKCF.create()
     tracker.init(frames[0], (x1, y1, x2 - x1, y2 - y1))
+    tracker.update(frames[0])  # OpenCV learns the look at the first update, not in init
     found = np.zeros((len(frames), 5), np.float32)
     found[:, :4] = box
     found[0, 4] = 1
