@@ -52,7 +52,7 @@ class Report:
     @property
     def summary(self) -> str:
         """How many runs there are, and how many of them are a paper's protocol."""
-        plain = sum(not run.notes for run in self.runs)
+        plain = sum(not run.notes() for run in self.runs)
         return (
             f"{count(len(self.runs), 'result')}, {plain} of them under a paper's protocol; "
             f"{count(len(self.others), 'run')} without a result."

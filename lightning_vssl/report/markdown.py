@@ -78,8 +78,8 @@ def _cell(cell: Cell | None, footnotes: dict[tuple[str, ...], int]) -> str:
 def _run(number: int, run: Run, folder: Path) -> str:
     lines = [f"### {number}. {title(run)}", "", f"{trained(run)}; `{run.folder}`.", ""]
     lines.append("; ".join(f"{metric_name(k)} {v:.1f}" for k, v in run.results.items()) + ".")
-    if run.notes:
-        lines += ["", f"Not a paper's protocol: {'; '.join(run.notes)}."]
+    if notes := run.notes():
+        lines += ["", f"Not a paper's protocol: {'; '.join(notes)}."]
     elif run.setup.recipe:
         lines += ["", f"As recipes/{run.setup.recipe}.yaml."]
     if changes := changes_of(run):

@@ -76,10 +76,13 @@ class Run:
     pretraining: Pretraining | None
     pictures: tuple[Path, ...]
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Why the numbers are not a paper's, in words; nothing if they may stand beside it."""
-        return tuple(_notes(self))
+    def notes(self, setting: str = "") -> tuple[str, ...]:
+        """Why the numbers are not a paper's, in words; nothing if they may stand beside it.
+
+        Args:
+            setting: What the paper's row varies in the pretraining: this much is no difference.
+        """
+        return tuple(_notes(self, setting))
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Other:
     pictures: tuple[Path, ...]
 
 
-def _notes(run: Run) -> Iterator[str]:
+def _notes(run: Run, setting: str) -> Iterator[str]:
     if run.built_in is None:
         yield "data not at hand: real or built-in is not known"
     elif run.built_in:
@@ -110,7 +113,7 @@ def _notes(run: Run) -> Iterator[str]:
         yield "measured in validation"
     if run.small:
         yield f"small network ({run.small})"
-    yield from _said("", run.setup)
+    yield from _said("", run.setup, "")
     if run.pretraining is None:
         return
     if run.pretraining.built_in:
@@ -118,14 +121,28 @@ def _notes(run: Run) -> Iterator[str]:
     if run.pretraining.settings is None:
         yield "pretraining not known"
     else:
-        yield from _said("pretrained with ", run.pretraining.setup)
+        yield from _said("pretrained with ", run.pretraining.setup, setting)
 
 
-def _said(prefix: str, setup: Setup) -> Iterator[str]:
+def _said(prefix: str, setup: Setup, setting: str) -> Iterator[str]:
     if setup.changed is None:
         yield f"{prefix}settings not known"
     elif setup.recipe is None:
         yield f"{prefix}settings of no recipe"
-    elif setup.changed:
-        count = len(setup.changed)
-        yield f"{prefix}{count} setting{'s' * (count > 1)} other than recipes/{setup.recipe}.yaml"
+    else:
+        meant = [condition.partition("=")[0] for condition in setting.split("; ")]
+        count = sum(not any(names(given, m) for m in meant) for given in setup.changed)
+        if count:
+            settings = f"{count} setting{'s' * (count > 1)}"
+            yield f"{prefix}{settings} other than recipes/{setup.recipe}.yaml"
+
+
+def names(given: str, name: str) -> bool:
+    """Whether a setting's dotted name is the one that a paper's row calls ``name``.
+
+    Args:
+        given: For instance ``model.init_args.augment.init_args.tracks.class_path``.
+        name: For instance ``tracks``, or ``augment.tracks``.
+    """
+    plain = given.replace(".init_args", "").removesuffix(".class_path")
+    return bool(name) and plain.endswith(f".{name}")

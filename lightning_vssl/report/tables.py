@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lightning_vssl.report.papers import Column, Number, tables
-from lightning_vssl.report.runs import Run
+from lightning_vssl.report.runs import Run, names
 from lightning_vssl.report.settings import value_of
 
 
@@ -109,14 +109,16 @@ def _ours(numbers: Sequence[Number], known: Iterable[Row], runs: Sequence[Run]) 
     ablation = any(row.setting for row in known)
     made: list[tuple[object, Row]] = []
     for number, run in enumerate(runs):
+        settings = [row.setting for row in known if row.method == run.method] if ablation else [""]
+        setting = next((s for s in settings if _has(run, s)), None)
+        if setting is None:
+            continue
         cells = {
-            n.column: Cell(run.results[n.column.metric], number, run.notes)
+            n.column: Cell(run.results[n.column.metric], number, run.notes(setting))
             for n in numbers
             if _fits(run, n)
         }
-        settings = [row.setting for row in known if row.method == run.method] if ablation else [""]
-        setting = next((s for s in settings if _has(run, s)), None)
-        if not cells or setting is None:
+        if not cells:
             continue
         data = run.pretraining.data if run.pretraining else ""
         network = f"{run.backbone}, small" if run.small else run.backbone
@@ -142,16 +144,11 @@ def _fits(run: Run, number: Number) -> bool:
 
 def _has(run: Run, setting: str) -> bool:
     """Whether a run's pretraining had what an ablation's row names."""
-    known = run.pretraining.settings if run.pretraining else None
-    settings = {k.replace(".init_args", ""): v for k, v in (known or {}).items()}
-    for condition in filter(None, setting.split("; ")):
-        name, given, value = condition.partition("=")
-        ends = (f".{name}", f".{name}.class_path")
-        if not given or not any(
-            k.endswith(ends) and v == value_of(value) for k, v in settings.items()
-        ):
-            return False
-    return True
+    settings = (run.pretraining.settings if run.pretraining else None) or {}
+    return all(
+        any(names(k, name) and v == value_of(value) for k, v in settings.items())
+        for name, _, value in (part.partition("=") for part in setting.split("; ") if part)
+    )
 
 
 def _nearest(row: Row, known: Sequence[Row]) -> int:

@@ -115,8 +115,8 @@ def _run(number: int, run: Run, folder: Path) -> str:
         f"<p>{escape(trained(run))}<br><code>{escape(str(run.folder))}</code></p>",
         f"<p><b>{escape(results)}</b></p>",
     ]
-    if run.notes:
-        said = escape(f"Not a paper's protocol: {'; '.join(run.notes)}.")
+    if notes := run.notes():
+        said = escape(f"Not a paper's protocol: {'; '.join(notes)}.")
         parts.append(f'<p class="notes">{said}</p>')
     elif run.setup.recipe:
         parts.append(_p(f"As recipes/{run.setup.recipe}.yaml."))
