@@ -5,13 +5,13 @@
 
 Without files it encodes ten seconds of moving texture as a web video is: 1280 x 720, a keyframe
 every 250 frames. Each video is transcoded by `lightning_vssl.jobs.transcode` once for each variant,
-which are named by what differs from the recipe's settings. A clip is 16 frames, every second one, at
-a random start, a window of it scaled to SIZE x SIZE; the file is opened anew for each, on one
-thread. All contenders take turns on the same clip; the better of two is kept, in processor time.
-Beside ours, the originals and the default variant are read by torchcodec and by plain PyAV (seek,
-decode, convert), without the window. Before anything is timed, the shard's clips are compared with
-the file's, bit for bit, and the transcoded videos' frames with the originals' by their number and
-times and by PSNR.
+named by what differs from the recipe's settings. A clip is 16 frames, every second one, at a random
+start, a window of it scaled to SIZE x SIZE; the file is opened anew for each, on one thread. All
+contenders take turns on the same clip; the better of two is kept, in processor time. Beside ours,
+the originals and the first variant are read by torchcodec and by plain PyAV (seek, decode,
+convert), without the window. Before anything is timed, the shard's clips are compared with the
+file's, bit for bit, and the transcoded videos' frames with the originals' by their number and times
+and by PSNR. With --save a run that was stopped goes on with the videos that are missing.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def peers() -> dict[str, Callable[[Path, np.ndarray], np.ndarray]]:
 def report(results: dict[str, dict[str, dict[str, float]]]) -> None:
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     print(
-        f"\n{len(results)} videos\n{'':34}{'MB':>7}{'x MB':>7}{'clips/s':>9}"
+        f"\n{', '.join(results) if len(results) == 1 else f'{len(results)} videos'}\n{'':34}{'MB':>7}{'x MB':>7}{'clips/s':>9}"
         f"{'x clips/s, geometric mean (least-most)':>42}{'PSNR':>7}{'encoded/s':>11}"
     )
     for name in names:
@@ -176,18 +176,23 @@ def main() -> None:
     torch.set_num_threads(1)
     print(machine())
     results = {}
+    if options.save is not None and options.save.is_file():
+        results = json.loads(options.save.read_text())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         videos = options.videos or [
             encode(folder / "web.mp4", texture(250, 720, 1280), gop=250, b_frames=3)
         ]
         for number, video in enumerate(videos):
+            if video.name in results:
+                continue
             (folder / str(number)).mkdir()
-            results[str(video)] = measure(video, folder / str(number), options)
-            print(f"{video.name}: done", flush=True)
-    report(results)
-    if options.save is not None:
-        options.save.write_text(json.dumps(results, indent=1))
+            results[video.name] = measure(video, folder / str(number), options)
+            report({video.name: results[video.name]})
+            if options.save is not None:
+                options.save.write_text(json.dumps(results, indent=1))
+    if len(results) > 1:
+        report(results)
 
 
 if __name__ == "__main__":
