@@ -66,6 +66,8 @@ class Backbone(nn.Module, ABC):
         dims: 2 or 3.
         classifiers: Names of classifiers in files.
         least: Frames and pixels a side that a clip must have.
+        origin: Where the weights come from that it was built with, such as ``transformers:
+            facebook/dinov2-base``; None where they are random, or `load_weights` brings them.
         config: ``{"class_path": ..., "init_args": ...}``; plain data that rebuilds this module.
 
     Raises:
@@ -98,6 +100,7 @@ class Backbone(nn.Module, ABC):
         self.dims: Literal[2, 3] = dims
         self.classifiers: tuple[str, ...] = tuple(classifiers)
         self.least: tuple[int, int] = least
+        self.origin: str | None = None
         self._init_args = dict(init_args)
 
     @property

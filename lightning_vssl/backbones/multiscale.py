@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.video.mvit import MSBlockConfig, MViT
@@ -133,6 +134,7 @@ class TorchvisionMViT(_MViT):
         net = _torchvision(second, width, depth, clip)
         if weights is not None:
             net.load_state_dict(get_model(name, weights=weights).state_dict())
+            self.origin = f"torchvision: {name} {weights}"
         del net.head
         self.net = net
 
@@ -179,18 +181,20 @@ class PytorchvideoMViT(_MViT):
         from pytorchvideo.models import hub
 
         opens = [sum(depth[:count]) for count in (1, 2, 3)]
-        net = getattr(hub, name)(
-            pretrained=False,
-            temporal_size=sizes[0],
-            spatial_size=sizes[1:],
-            depth=sum(depth),
-            patch_embed_dim=width,
-            embed_dim_mul=[[block, 2.0] for block in opens],
-            atten_head_mul=[[block, 2.0] for block in opens],
-            pool_q_stride_size=[[block, *_POOLED] for block in opens],
-        )
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # its builder reads numbers off a tensor, which meta has not
+            net = getattr(hub, name)(
+                pretrained=False,
+                temporal_size=sizes[0],
+                spatial_size=sizes[1:],
+                depth=sum(depth),
+                patch_embed_dim=width,
+                embed_dim_mul=[[block, 2.0] for block in opens],
+                atten_head_mul=[[block, 2.0] for block in opens],
+                pool_q_stride_size=[[block, *_POOLED] for block in opens],
+            )
         net.head = None
-        self.net = net
+        self.net = net.to(device)
 
     def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         self._check_size(x)

@@ -138,6 +138,7 @@ class TorchvisionVideo(Backbone):
             pixels=pixels,
             least=(5, 17) if name == "s3d" else (1, 1),  # its pools are not all padded
         )
+        self.origin = None if weights is None else f"torchvision: {name} {weights}"
         self._modules_of = modules
         self._channels_last = modules is _SWIN
         kept = {path.split(".")[0] for paths in modules.values() for path in paths}

@@ -105,6 +105,7 @@ class TransformersNet(TokenBackbone):
             pixels=pixels,
             dims=3 if len(patch) == 3 else 2,
         )
+        self.origin = None if weights is None else f"transformers: {weights}"
         self.family = family
         self.patch = patch
         self.net = made.net

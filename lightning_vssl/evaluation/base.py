@@ -84,7 +84,7 @@ def pretrained(backbone: Backbone | None, weights: str | None) -> Pretrained:
                 "give weights (an export's folder or a checkpoint), or a backbone to evaluate it "
                 "untouched, or both; got neither"
             )
-        return Pretrained(backbone, UNTOUCHED, None, None)
+        return Pretrained(backbone, backbone.origin or UNTOUCHED, None, None)
     if backbone is None:
         backbone = load_backbone(weights)
         said = f"{weights}: {type(backbone).__name__} and all its entries loaded"

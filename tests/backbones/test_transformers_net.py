@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_vssl.backbones import TransformersNet, export, load_backbone
 from lightning_vssl.backbones.weights import export_record
+from lightning_vssl.evaluation.base import UNTOUCHED, pretrained
 from lightning_vssl.optim import parameter_groups
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4, "patch_size": 8}
@@ -172,6 +173,8 @@ def test_what_save_pretrained_wrote_is_read(name, tmp_path):
     inner = (peer.encoder if name == "vjepa2_large" else peer).state_dict()
     for key, value in network.net.state_dict().items():
         assert torch.equal(value, inner[key]), key
+    assert pretrained(network, None).method == f"transformers: {tmp_path}"
+    assert pretrained(small(name), None).method == UNTOUCHED
     config = network.config["init_args"]["config"]
     assert all(config[entry] == value for entry, value in SMALL.items())
     rebuilt = TransformersNet(**network.config["init_args"])
