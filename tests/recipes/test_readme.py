@@ -68,7 +68,9 @@ def test_the_papers_table_is_in_the_header(name):
     paper = cells_of(name)["paper"]
     header = " ".join((RECIPES / name).read_text().partition("seed_everything")[0].split())
     for number in re.findall(r"(?:Tables?|Figure) (B\.\d|\d)", paper):
-        assert re.search(rf"\b{re.escape(number)}[a-d]?\b", header), f"{paper}: no {number} in {header}"
+        assert re.search(rf"\b{re.escape(number)}[a-d]?\b", header), (
+            f"{paper}: no {number} in {header}"
+        )
 
 
 @each
