@@ -26,18 +26,16 @@ pixel aspect ratios, EXIF orientation of images.
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import av
 import numpy as np
-from av.filter import Graph
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from lightning_vssl.data.cutting import PlaneCutter, chroma_unit
 from lightning_vssl.data.frames import Folder, is_images
 from lightning_vssl.data.packets import (
     NONE,
@@ -58,11 +56,9 @@ from lightning_vssl.data.place import Place
 from lightning_vssl.data.source import (
     DEFAULT_FPS,
     Box,
-    FrameCutter,
     FrameSource,
     Pixels,
     VideoInfo,
-    snapped,
 )
 from lightning_vssl.data.windows import Interpolation
 
@@ -169,7 +165,8 @@ class VideoReader:
         RGB, and with the last pixel repeated where the filter reaches over the window's edge). A
         window's edges move to the nearest pixel that the chroma planes permit (even ones for
         4:2:0), or to the nearest pixel if `size` is None; the window that was used is returned.
-        Images are scaled from exactly the fractions given, and decoded once for all windows.
+        Images, and frames of a folder that are not JPEG, are scaled from exactly the fractions
+        given, and decoded once for all windows.
 
         Args:
             indices: (V, T) frame numbers in [0, N); in any order, with any repetition.
@@ -316,122 +313,7 @@ def _output_size(size: tuple[int, int] | None, used: list[Box]) -> tuple[int, in
     return sizes.pop()
 
 
-def _turned(box: Box, quarters: int, width: float, height: float) -> Box:
-    """Coordinates of a box before a frame of width x height was turned counter-clockwise.
-
-    Turning back is the same with `-quarters` and the sides of the frame as it is then.
-    """
-    x0, y0, x1, y1 = box
-    match quarters % 4:
-        case 1:
-            return width - y1, x0, width - y0, x1
-        case 2:
-            return width - x1, height - y1, width - x0, height - y0
-        case 3:
-            return y0, height - x1, y1, height - x0
-        case _:
-            return box
-
-
 # --- files ------------------------------------------------------------------------------------
-
-
-class _FileCutter(FrameCutter[av.VideoFrame]):
-    """Cuts one window of decoded frames.
-
-    Whole frames and windows that are not scaled go through one conversion to RGB that gives the
-    bits of `frame.to_ndarray(format="rgb24")`. Scaled windows go through a filter graph that
-    moves the plane pointers to the window and converts and scales in one step.
-    """
-
-    def __init__(
-        self,
-        window: Box,
-        size: tuple[int, int] | None,
-        stored: tuple[int, int],
-        turn: int,
-        unit: tuple[int, int],
-        interpolation: Interpolation,
-    ) -> None:
-        self._interpolation = interpolation
-        self._width, self._height = stored
-        self._turn = turn
-        displayed = (stored[1], stored[0]) if turn % 2 else stored
-        x0, y0, x1, y1 = _turned(window, turn, *stored)
-        units = (1, 1) if size is None else unit
-        left, right = snapped(x0, x1, units[0], self._width)
-        top, bottom = snapped(y0, y1, units[1], self._height)
-        self._box = (left, top, right, bottom)
-        self.used = _turned(self._box, -turn, *displayed)
-        self._size = size if size is None or turn % 2 == 0 else (size[1], size[0])
-        self._reformatter = VideoReformatter()
-        self._graph: Graph | None = None
-        self._layout: tuple[object, ...] = ()
-
-    def __call__(self, frame: av.VideoFrame) -> Pixels:
-        pixels = self._whole(frame) if self._size is None else self._scaled(frame)
-        return np.rot90(pixels, self._turn) if self._turn else pixels
-
-    def _whole(self, frame: av.VideoFrame) -> Pixels:
-        rgb = self._reformatter.reformat(
-            frame, width=self._width, height=self._height, format="rgb24", threads=1
-        )
-        left, top, right, bottom = self._box
-        return _planes(rgb)[0].reshape(self._height, self._width, 3)[top:bottom, left:right]
-
-    def _scaled(self, frame: av.VideoFrame) -> Pixels:
-        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
-        if self._graph is None or layout != self._layout:
-            self._graph = self._build(frame)
-            self._layout = layout
-        self._graph.vpush(frame)
-        green, blue, red = _planes(self._graph.vpull())
-        return np.stack([red, green, blue], axis=-1)
-
-    def _build(self, frame: av.VideoFrame) -> Graph:
-        assert self._size is not None
-        left, top, right, bottom = self._box
-        graph = Graph()
-        graph.threads = 1
-        nodes = [
-            graph.add(
-                "buffer",
-                video_size=f"{frame.width}x{frame.height}",
-                pix_fmt=frame.format.name,
-                time_base="1/1",
-                colorspace=str(int(frame.colorspace)),
-                range=str(int(frame.color_range)),
-            )
-        ]
-        if (frame.width, frame.height) != (self._width, self._height):
-            nodes.append(graph.add("scale", f"{self._width}:{self._height}:flags=bilinear"))
-        if self._box != (0, 0, self._width, self._height):
-            args = f"{right - left}:{bottom - top}:{left}:{top}:exact=1"
-            nodes.append(graph.add("crop", args))
-        height, width = self._size
-        # Planes of RGB, because libav then rounds correctly and computes chroma for every pixel;
-        # straight to packed RGB it does neither (1.5 grey levels darker, chroma for every second
-        # pixel) and takes longer.
-        flags = f"{self._interpolation}+full_chroma_int+accurate_rnd+bitexact"
-        # Of a cubic: B and C of Mitchell's family, here a = -C = -0.5.
-        cubic = ":param0=0:param1=0.5" if self._interpolation == "bicubic" else ""
-        nodes.append(graph.add("scale", f"{width}:{height}:flags={flags}{cubic}"))
-        nodes.append(graph.add("format", "gbrp"))
-        nodes.append(graph.add("buffersink"))
-        for one, other in pairwise(nodes):
-            one.link_to(other)
-        graph.configure()
-        return graph
-
-
-def _planes(frame: av.VideoFrame) -> list[Pixels]:
-    """Views of the planes of a frame, (H, bytes of a row) each; they live as long as the frame."""
-    rows = [
-        np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
-        for plane in frame.planes
-    ]
-    wide = frame.width * (3 if len(rows) == 1 else 1)
-    return [row[: frame.height, :wide] for row in rows]
 
 
 class _File(FrameSource[av.VideoFrame]):
@@ -551,7 +433,7 @@ class _File(FrameSource[av.VideoFrame]):
         last = self._packets.last * base if base == float(self._stream.time_base or 1) else 0.0
         context = self._stream.codec_context
         self._stored = (context.width, context.height)
-        self._unit = _chroma_unit(context.format)
+        self._unit = chroma_unit(context.format)
         rotation = self._rotation()
         turned = rotation % 180 == 90
         width, height = self._stored[::-1] if turned else self._stored
@@ -575,7 +457,7 @@ class _File(FrameSource[av.VideoFrame]):
         else:
             return 0
         self._stored = (first.width, first.height)
-        self._unit = _chroma_unit(first.format)
+        self._unit = chroma_unit(first.format)
         return round(first.rotation / 90) % 4 * 90
 
     def _may_turn(self) -> bool:
@@ -600,10 +482,10 @@ class _File(FrameSource[av.VideoFrame]):
 
     def cutter(
         self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
-    ) -> _FileCutter:
+    ) -> PlaneCutter:
         """Cut with libav, from the stored frame."""
         turn = self.info.rotation // 90
-        return _FileCutter(window, size, self._stored, turn, self._unit, interpolation)
+        return PlaneCutter(window, size, self._stored, turn, self._unit, interpolation)
 
     def close(self) -> None:
         """Close the container and drop what was kept of it."""
@@ -727,10 +609,3 @@ class _File(FrameSource[av.VideoFrame]):
         shown = int((self._packets.pts[self._packets.shown] < time).sum())
         seconds = float((time - first) * (self._stream.time_base or 1))
         return f"frame {shown} ({seconds:.3f} s): {place}"
-
-
-def _chroma_unit(layout: av.VideoFormat | None) -> tuple[int, int]:
-    """Luma pixels per chroma pixel, across and down."""
-    if layout is None:
-        return 2, 2
-    return 16 // layout.chroma_width(16), 16 // layout.chroma_height(16)

@@ -469,15 +469,69 @@ def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path, suffix):
 
 
 def test_a_folder_is_cut_at_fractions_of_a_pixel(tmp_path):
-    path = folder_of(tmp_path / "frames", ".jpg", 2, 384, 512)
+    path = folder_of(tmp_path / "frames", ".png", 2, 384, 512)
     window = np.array([[13.5, 20.25, 400.5, 300.75]])
     with VideoReader(path) as video:
         got, used = video.read(np.array([[1]]), windows=window, size=(30, 40))
     np.testing.assert_array_equal(used, window)
-    image = Image.open(path / "frame1.jpg")
+    image = Image.open(path / "frame1.png").convert("RGB")
     want = image.resize((40, 30), Image.Resampling.BILINEAR, box=tuple(window[0]))
-    gap = np.abs(got[0, 0].astype(float) - np.asarray(want, dtype=float))
-    assert gap.mean() < 1.5  # the picture was read at half its size
+    np.testing.assert_array_equal(got[0, 0], np.asarray(want))
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("kind", ["4:2:0", "4:4:4", "grey", "progressive"])
+def test_jpeg_frames_are_cut_as_pillow_cuts_them(tmp_path, kind, interpolation):
+    path = tmp_path / "frames"
+    path.mkdir()
+    how = {"subsampling": 0 if kind == "4:4:4" else 2, "progressive": kind == "progressive"}
+    for n, pixels in enumerate(drawn(3, 99, 141)):
+        picture = Image.fromarray(pixels).convert("L" if kind == "grey" else "RGB")
+        picture.save(path / f"{n:05d}.jpg", quality=95, **how)
+    windows = np.array([[13.0, 21.0, 100.4, 81.0], [0, 0, 141, 99]])
+    with VideoReader(path) as video:
+        got, used = video.read(
+            np.array([[2, 0], [1, 1]]), windows=windows, size=(40, 50), interpolation=interpolation
+        )
+    assert np.abs(used - windows).max() <= 1
+    for v, t, n in ((0, 0, 2), (0, 1, 0), (1, 0, 1)):
+        image = Image.open(path / f"{n:05d}.jpg").convert("RGB")
+        want = image.resize((50, 40), FILTERS[interpolation], box=tuple(used[v].tolist()))
+        gap = got[v, t].astype(float) - np.asarray(want, dtype=float)
+        assert np.abs(gap @ (0.299, 0.587, 0.114)).mean() < 1  # luma
+        assert np.abs(gap).mean() < (3 if kind in ("4:2:0", "progressive") else 1)
+        assert abs(gap.mean()) < 0.5  # and not darker
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "PNG"])
+def test_frames_that_libav_does_not_read_come_from_pillow(tmp_path, kind):
+    path = tmp_path / "frames"
+    path.mkdir()
+    picture = Image.fromarray(drawn(1, 96, 128)[0])
+    if kind == "CMYK":
+        inks = np.asarray(picture.convert("CMYK")).copy()
+        inks[..., 3] = 120
+        picture = Image.fromarray(inks, "CMYK")
+    picture.save(path / "1.jpg", "PNG" if kind == "PNG" else "JPEG", quality=95)
+    with VideoReader(path) as video:
+        got, used = video.read(
+            np.array([[0]]), windows=np.array([[10.0, 20, 100, 90]]), size=(30, 40)
+        )
+    image = Image.open(path / "1.jpg").convert("RGB")
+    want = image.resize((40, 30), Image.Resampling.BILINEAR, box=tuple(used[0].tolist()))
+    np.testing.assert_array_equal(got[0, 0], np.asarray(want))
+
+
+def test_broken_jpeg_frames_are_refused_where_they_are_scaled(tmp_path):
+    path = folder_of(tmp_path / "frames", ".jpg", 4, 96, 128)
+    whole = (path / "frame1.jpg").read_bytes()
+    (path / "frame1.jpg").write_bytes(whole[: len(whole) // 2])
+    (path / "frame2.jpg").write_bytes(b"")
+    Image.fromarray(drawn(1, 48, 64)[0]).save(path / "frame3.jpg")
+    with VideoReader(path) as video:
+        for number, reason in ((1, "does not decode"), (2, "does not decode"), (3, "64 x 48")):
+            with pytest.raises(UnreadableVideo, match=rf"frame{number}\.jpg: .*{reason}"):
+                video.read(np.array([[number]]), size=(20, 20))
 
 
 def test_bad_folders_are_refused(tmp_path):
