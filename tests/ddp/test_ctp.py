@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +26,17 @@ class Uneven(nn.Module):
         return {**batch, "trajectory_weights": weights}
 
 
-def step(own_count: bool = False) -> dict[str, Tensor]:
+def step(own_count: bool = False, cycle: bool = False) -> dict[str, Tensor]:
     """Loss and gradients of one step over four clips, of which each rank holds its share."""
+    from lightning_vssl.augment.label_sources import CycleTracks
     from lightning_vssl.augment.patches import CatchThePatch, PatchTracks
+    from lightning_vssl.augment.trajectories import LabelSource
     from lightning_vssl.backbones import R3D18
     from lightning_vssl.methods import ctp
 
     torch.manual_seed(0)
-    tracks = PatchTracks(scales=(9, 14), speed=1.7)
+    patches = PatchTracks(scales=(9, 14), speed=1.7)
+    tracks: LabelSource = CycleTracks(patches) if cycle else patches
     method = ctp.CtP(
         backbone=R3D18(width=4, depth=(1, 1, 1, 1), last_stride=1),
         augment=Uneven(CatchThePatch(tracks=tracks)),
@@ -51,6 +55,8 @@ def step(own_count: bool = False) -> dict[str, Tensor]:
     }
     batch = method.augment(batch)
     batch["views"] = batch["views"].double()
+    if cycle:  # the network labels the clips of rank 0, and none of rank 1
+        assert batch["own_labels"].tolist() == [True, True, False, False][rows]
     if own_count:  # what a mean per rank would do
         ctp.all_reduce_sum = lambda x: x * world_size()
     try:
@@ -63,11 +69,12 @@ def step(own_count: bool = False) -> dict[str, Tensor]:
     return {name: all_reduce_sum(value) / world_size() for name, value in found.items()}
 
 
-def test_two_ranks_equal_one_process(two_processes: TwoProcesses) -> None:
-    one = step()
+@pytest.mark.parametrize("cycle", [False, True], ids=["pre-set", "cycle"])
+def test_two_ranks_equal_one_process(two_processes: TwoProcesses, cycle: bool) -> None:
+    one = step(False, cycle)
     assert len(one) > 10
     assert max(value.abs().max() for name, value in one.items() if name != "loss") > 1e-3
-    for seen in two_processes(step):
+    for seen in two_processes(step, False, cycle):
         assert isinstance(seen, dict)
         assert seen.keys() == one.keys()
         for name, expected in one.items():
