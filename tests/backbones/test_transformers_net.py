@@ -187,6 +187,45 @@ def test_what_save_pretrained_wrote_is_read(name, tmp_path):
         TransformersNet(name, weights=str(tmp_path), config=own)
 
 
+# How the files on the hub, which are older than transformers 5, name what is named otherwise now.
+HUB_NAMES = {
+    "dinov2_base": {
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+    },
+    "videomae_base": {"query.bias": "q_bias", "value.bias": "v_bias"},
+}
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("dinov2_base", ""), ("videomae_base", "videomae.")])
+def test_files_as_they_lie_on_the_hub_are_read(name, prefix, tmp_path):
+    peer = theirs(name)
+    for parameter in peer.parameters():  # biases start at zero
+        parameter.data.add_(0.01)
+    peer.save_pretrained(tmp_path)
+    older = {}
+    for key, value in peer.state_dict().items():
+        for new, old in HUB_NAMES[name].items():
+            key = key.replace(new, old)
+        older[prefix + key] = value.contiguous()
+    assert set(older) - set(peer.state_dict())
+    save_file(older, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    network = TransformersNet(name, weights=str(tmp_path), config={**SMALL, **OWN[name]})
+    inner = peer.state_dict()
+    assert all(torch.equal(value, inner[key]) for key, value in network.net.state_dict().items())
+
+
+def test_videomae_is_built_for_another_size_with_the_same_weights():
+    network = small("videomae_base", num_frames=2, image_size=48)
+    network.load_state_dict(small("videomae_base").state_dict())
+    peer = theirs("videomae_base", network, num_frames=2, image_size=48)
+    clip = rand(2, 3, 2, 48, 48)
+    with torch.no_grad():
+        check_map(network(clip), peer(clip.transpose(1, 2)).last_hidden_state)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     theirs("dinov2_base").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="are a dinov2's, name=videomae_base is a videomae"):
