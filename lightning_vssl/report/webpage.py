@@ -23,6 +23,7 @@ from lightning_vssl.report.runs import Other, Run
 from lightning_vssl.report.tables import Cell, Row, Table
 
 _STYLE = Path(__file__).with_name("style.css")
+_WHOLE = 20  # letters of a name that is not broken: what fits beside the numbers on a phone
 _EMBEDDED = 2_000_000  # bytes of a picture that goes into the page; a larger one is linked
 
 
@@ -71,11 +72,11 @@ def _table(table: Table) -> str:
         (name, len(list(found))) for name, found in groupby(c.benchmark for c in table.columns)
     ]
     upper = "".join(
-        f'<th class="group" scope="colgroup" colspan="{span}">{escape(name)}</th>'
+        f'<th class="group" scope="colgroup" colspan="{span}">{_unbroken(name)}</th>'
         for name, span in groups
     )
     lower = "".join(
-        f'<th scope="col">{escape(metric_name(column.metric))}</th>' for column in table.columns
+        f'<th scope="col">{_unbroken(metric_name(column.metric))}</th>' for column in table.columns
     )
     rows = "\n".join(_row(row, table.columns, footnotes) for row in table.rows)
     notes = "".join(f"<li>{escape('; '.join(reasons))}.</li>" for reasons in footnotes)
@@ -89,11 +90,18 @@ def _table(table: Table) -> str:
 
 
 def _row(row: Row, columns: Iterable[Column], footnotes: dict[tuple[str, ...], int]) -> str:
-    beneath = ", ".join(text for text in (row.backbone, row.data, row.setting) if text)
+    parts = [row.backbone, row.data, *row.setting.split("; ")]
+    beneath = ", ".join(_unbroken(part) for part in parts if part)
     method = f"<b>ours:</b> {escape(row.method)}" if row.ours else escape(row.method)
-    first = f'<td class="row">{method}<small>{escape(beneath)}</small></td>'
+    first = f'<td class="row">{method}<small>{beneath}</small></td>'
     cells = "".join(_cell(row.cells.get(column), footnotes) for column in columns)
     return f"<tr{' class=ours' * row.ours}>{first}{cells}</tr>"
+
+
+def _unbroken(text: str) -> str:
+    """A name that keeps to one line on a narrow screen, unless it is long."""
+    name = escape(text)
+    return f'<span class="whole">{name}</span>' if len(text) <= _WHOLE else name
 
 
 def _cell(cell: Cell | None, footnotes: dict[tuple[str, ...], int]) -> str:
