@@ -11,8 +11,9 @@ This holds where the rest of the two networks agrees, and is not hidden where it
 - `PytorchvideoResNet` with ResNet-50's widths agrees in every part.
 - R(2+1)D has no kernel over time and space to inflate, so it is refused.
 
-ConST-CL's Table 2 inflates VFS (Xu and Wang 2021) to its R3D-50 so. VFS's files name a ResNet-50 as
-mmaction does; its heads are left over.
+CtP's Table 3 inflates a ResNet-18 trained on ImageNet to R3D-18: torchvision's or timm's file, or
+what `TimmNet` was trained to by a method of this library. ConST-CL's Table 2 inflates VFS (Xu and
+Wang 2021) to its R3D-50 so. VFS's files name a ResNet-50 as mmaction does; its heads are left over.
 """
 
 import re
@@ -23,6 +24,7 @@ from torch import Tensor
 from lightning_vssl.backbones.naming import from_mmaction, from_resnet
 
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(conv\d|bn\d|downsample)(?:\.(\d))?\.(\w+)")
+_HELD = "net."  # where an adapter keeps another library's network
 
 
 def inflate_kernel(weight: Tensor, time: int) -> Tensor:
@@ -46,9 +48,18 @@ def inflate_kernel(weight: Tensor, time: int) -> Tensor:
 
 
 def is_resnet_2d(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of a 2-D ResNet as torchvision, timm or mmaction names it."""
+    """Whether a state dict is that of a 2-D ResNet as torchvision, timm or mmaction names it.
+
+    One of `lightning_vssl.backbones.timm_image.TimmNet`, trained here, counts.
+    """
+    state = _without_prefix(state)
     stem = state.get("conv1.weight", state.get("conv1.conv.weight"))
     return stem is not None and stem.dim() == 4 and any(_BLOCK.match(key) for key in state)
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Entries of a network that an adapter of this library holds, as the network names them."""
+    return {key.removeprefix(_HELD): value for key, value in state.items()}
 
 
 def _pytorchvideo_name(key: str) -> str:
@@ -72,8 +83,8 @@ def inflate_resnet(
     """Turns the weights of a 2-D ResNet into those of a 3-D one.
 
     Args:
-        state: State dict of a ResNet of torchvision, timm or mmaction; its classifier is passed
-            through.
+        state: State dict of a ResNet of torchvision, timm or mmaction, or of a `TimmNet`; its
+            classifier is passed through.
         target: State dict of the 3-D network, which gives names and lengths in time.
         name: What to call the network in an error.
 
@@ -88,8 +99,9 @@ def inflate_resnet(
             "inflate=True is for the weights of a 2-D ResNet as torchvision, timm or mmaction name "
             f"them (conv1.weight, layer1.0.conv1.weight, ...); this file has {_some(state)}"
         )
+    state = _without_prefix(state)
     rename = _pytorchvideo_name if "blocks.0.conv.weight" in target else from_resnet
-    prefix = "net." if any(key.startswith("net.") for key in target) else ""
+    prefix = _HELD if any(key.startswith(_HELD) for key in target) else ""
     if f"{prefix}{rename('layer1.0.conv1.weight')}" not in target:
         raise ValueError(
             f"{name} has no kernels that a 2-D ResNet's could be inflated to (R(2+1)D's are "

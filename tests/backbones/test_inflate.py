@@ -11,11 +11,14 @@ from lightning_vssl.backbones import (
     Backbone,
     PytorchvideoResNet,
     R2Plus1D18,
+    TimmNet,
     export,
     load_weights,
 )
 from lightning_vssl.backbones.inflate import inflate_kernel, inflate_resnet, is_resnet_2d
+from lightning_vssl.backbones.weights import stamp
 from lightning_vssl.evaluation.base import pretrained
+from lightning_vssl.evaluation.recognition import FineTune
 
 
 def scramble(network: nn.Module) -> nn.Module:
@@ -98,6 +101,24 @@ def test_timms_file_inflates_too(tmp_path):
     torch.save(flat.state_dict(), tmp_path / "timm.pth")
     report = load_weights(R3D18(), tmp_path / "timm.pth", inflate=True, echo=False)
     assert report.loaded == 120
+
+
+def test_imagenet_to_r3d18_as_the_commands_of_the_recipe_say(tmp_path, monkeypatch):
+    """CtP, Table 3: a file of torchvision, and one that a method of this library left."""
+    monkeypatch.chdir(tmp_path)
+    flat = TimmNet("resnet18", depth=(1, 1, 1, 1))
+    checkpoint = {"state_dict": {f"backbone.{k}": v for k, v in flat.state_dict().items()}}
+    stamp(checkpoint, method="Supervised", backbone=flat)
+    torch.save(checkpoint, "flat.ckpt")
+    export("flat.ckpt", "flat")
+    words = ["--backbone", "R3D18", "--backbone.depth", "[1,1,1,1]", "--inflate", "true"]
+    cli.main(["export", "flat", "--out", "solid", *words, "--method", "ImageNet"])
+    found = FineTune(optimizer=torch.optim.SGD, backbone=R3D18(depth=(1, 1, 1, 1)), weights="solid")
+    assert found.method == "ImageNet"
+    solid = found.backbone.layer2[0].conv1[0].weight
+    torch.testing.assert_close(solid.sum(2), flat.net.layer2[0].conv1.weight)
+    with pytest.raises(ValueError, match=r"holds a 2-D ResNet.*set inflate=True"):
+        load_weights(R3D18(depth=(1, 1, 1, 1)), "flat")
 
 
 def test_a_resnet50_file_inflates_into_the_r3d50(tmp_path):
