@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 DEBUG = "LIGHTNING_VSSL_DEBUG"
-TOOLS = ("export", "demo", "report")
+TOOLS = ("export", "demo", "report", "efficiency")
 """Commands beside Lightning's."""
 _MEDIA_ERRORS = ("UnreadableVideo", "TooManyUnreadable", "UnreadableFrame")
 _WORKER_ERRORS = (*_MEDIA_ERRORS, "ValueError", "FileNotFoundError", "OSError")
@@ -59,6 +59,10 @@ def _tool(name: str, arguments: list[str]) -> None:
         from lightning_vssl.report import report_command
 
         report_command(arguments)
+    elif name == "efficiency":
+        from lightning_vssl.efficiency import efficiency_command
+
+        efficiency_command(arguments)
     else:
         from lightning_vssl.data.synthetic import demo
 
