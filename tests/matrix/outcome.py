@@ -1,0 +1,34 @@
+"""What becomes of a cell: it runs, or one of the package's own checks refuses it."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning_vssl
+from tests.matrix.families import Family
+
+PACKAGE = Path(lightning_vssl.__file__).parent
+
+
+def refusal(run: Callable[[], object], family: Family) -> str | None:
+    """Runs a cell.
+
+    Args:
+        run: The cell.
+        family: Of the backbone, whose class is not named in the reason.
+
+    Returns:
+        None if it runs, else why the package refuses it.
+
+    Raises:
+        Exception: Whatever else goes wrong: an error of torch, or of the test.
+    """
+    try:
+        run()
+    except ValueError as error:
+        raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not raised.is_relative_to(PACKAGE):
+            raise
+        kind = type(family.backbone("")).__name__
+        return str(error).replace(kind, "this network")
+    return None
