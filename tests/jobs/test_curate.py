@@ -1,11 +1,6 @@
 """Curation: what is kept and why, killed and resumed, on one process and on two."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import matplotlib.image
@@ -30,6 +25,7 @@ from lightning_vssl.datamodules.video_folder import VideoFolder
 from lightning_vssl.datamodules.videonet import VideoCandidates, VideoNet
 from lightning_vssl.jobs.base import Job
 from lightning_vssl.jobs.curate import CurateJob, FirstFrames
+from tests.jobs.killed import one_is_killed, two_go_on
 from tests.videos import frame_number, numbered_frames, write_video
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "jobs" / "curate.yaml"
@@ -489,58 +485,12 @@ class TestGoingOn:
             cli.main(command(root, tmp_path / "out", change))
 
 
-AT_ONCE = """
-from lightning_vssl import cli
-
-cli.main()
-"""
-SLOWLY = """
-import time
-
-from lightning_vssl import cli
-from lightning_vssl.jobs.base import Job
-
-step = Job.predict_step
-
-
-def slow(job, batch, batch_idx):
-    time.sleep(1 if batch_idx > 3 else 0)  # one shard, and then time to kill it
-    return step(job, batch, batch_idx)
-
-
-Job.predict_step = slow
-cli.main()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_one_is_killed_and_two_go_on(root, whole, tmp_path):
     out = tmp_path / "out"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPE.parents[2])}
-
-    def start(how: str, *more: str) -> subprocess.Popen[str]:
-        (tmp_path / "run.py").write_text(how)
-        line = [sys.executable, str(tmp_path / "run.py"), *command(root, out, *more)]
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(line, env=environment, **pipe)
-
-    process = start(SLOWLY)
-    until = time.monotonic() + 100
-    while not list(out.glob("seed0/shards/0*.parquet")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = {path: path.stat().st_ino for path in out.glob("seed0/shards/0*.parquet")}
-    assert len(before) == 1
-    process = start(AT_ONCE, "--trainer.devices=2", "--trainer.strategy=ddp")
-    said = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, said
-    until = time.monotonic() + 30  # the other process may be the last
-    while not (out / "seed0/balance.png").is_file() and time.monotonic() < until:
-        time.sleep(0.05)
+    before = one_is_killed(command(root, out), out / "seed0")
+    two_go_on(command(root, out))
     assert contents(out / "seed0") == contents(whole)
     assert {path: path.stat().st_ino for path in before} == before  # not written anew
 

@@ -2,11 +2,6 @@
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +22,7 @@ from lightning_vssl.jobs.base import Job
 from lightning_vssl.jobs.track import TrackJob, usable_tubes
 from lightning_vssl.jobs.tube_pictures import draw_strips, draw_tube
 from lightning_vssl.tracking import PngMasks, Saliency, Tracker
+from tests.jobs.killed import one_is_killed, two_go_on
 from tests.videos import write_video
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "jobs" / "track.yaml"
@@ -335,54 +331,12 @@ class TestGoingOn:
         assert contents(whole) == before
 
 
-AT_ONCE = "from lightning_vssl import cli\n\ncli.main()\n"
-SLOWLY = """
-import time
-
-from lightning_vssl import cli
-from lightning_vssl.jobs.base import Job
-
-step = Job.predict_step
-
-
-def slow(job, batch, batch_idx):
-    time.sleep(1 if batch_idx > 3 else 0)  # one shard, and then time to kill it
-    return step(job, batch, batch_idx)
-
-
-Job.predict_step = slow
-cli.main()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_one_is_killed_and_two_go_on(root, whole, tmp_path):
     out = tmp_path / "out"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPE.parents[2])}
-
-    def start(how: str, *more: str) -> subprocess.Popen[str]:
-        (tmp_path / "run.py").write_text(how)
-        words = [sys.executable, str(tmp_path / "run.py"), *command(root, out, *more)]
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(words, env=environment, **pipe)
-
-    process = start(SLOWLY)
-    until = time.monotonic() + 200
-    while not list(out.glob("seed0/shards/*.parquet")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = {path: path.stat().st_ino for path in out.glob("seed0/shards/0*.parquet")}
-    assert len(before) == 1
-    process = start(AT_ONCE, "--trainer.devices=2", "--trainer.strategy=ddp")
-    said = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, said
-    until = time.monotonic() + 20  # the other process may be the last
-    while not (out / "seed0/tubes.png").is_file() and time.monotonic() < until:
-        time.sleep(0.05)
+    before = one_is_killed(command(root, out), out / "seed0")
+    two_go_on(command(root, out))
     assert contents(out / "seed0") == contents(whole)
     assert {path: path.stat().st_ino for path in before} == before  # not written anew
 
