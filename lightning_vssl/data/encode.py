@@ -24,13 +24,14 @@ class Coding:
     """How a video is encoded.
 
     Attributes:
-        codec: Name of the encoder: ``libx264``, ``libx265``, ``mpeg4`` or ``libvpx-vp9``.
+        codec: Name of the encoder: ``libx264``, ``mpeg4`` or ``libvpx-vp9``.
         container: Name of the container: ``mp4``, ``avi`` or ``webm``.
         gop: Frames from keyframe to keyframe, at most.
         b_frames: B frames between two others, at most.
         tag: Four-character code, where the model's differs from the container's usual one.
         options: Options of the encoder.
         sound: Whether a silent AAC track goes with the pictures.
+        quantisers: Least and most, for an encoder that has no constant rate factor.
     """
 
     codec: str
@@ -40,6 +41,7 @@ class Coding:
     tag: str | None = None
     options: tuple[tuple[str, str], ...] = ()
     sound: bool = False
+    quantisers: tuple[int, int] | None = None
 
 
 def even_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -70,8 +72,8 @@ def video_stream(
     context.max_b_frames = coding.b_frames
     if coding.tag is not None:
         context.codec_tag = coding.tag
-    if coding.codec == "mpeg4":
-        context.qmin, context.qmax = 2, 4
+    if coding.quantisers is not None:
+        context.qmin, context.qmax = coding.quantisers
     return stream
 
 
@@ -91,7 +93,7 @@ def encode_timed(
         OSError: If the file cannot be written, for instance because the disk is full.
         ValueError: If there are not T frames.
     """
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
     base = clock(times, rate)
     ticks = np.rint(times / float(base)).astype(np.int64).tolist()
     with av.open(str(path), "w", format=coding.container) as output:

@@ -110,7 +110,8 @@ def h264(gop: int = 30, b_frames: int = 3, *, sound: bool = False) -> Coding:
 
 def mpeg4(gop: int = 12, b_frames: int = 2) -> Coding:
     """MPEG-4 Part 2 in AVI with the code XVID, as in UCF-101 and HMDB-51."""
-    return Coding("mpeg4", "avi", gop, b_frames, tag="XVID", options=(("qscale", "3"),))
+    options = (("qscale", "3"),)
+    return Coding("mpeg4", "avi", gop, b_frames, tag="XVID", options=options, quantisers=(2, 4))
 
 
 def vp9(gop: int = 30) -> Coding:

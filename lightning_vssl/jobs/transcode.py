@@ -17,7 +17,6 @@ from pathlib import Path
 from time import process_time
 from typing import Literal, get_args
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -39,7 +38,7 @@ from lightning_vssl.jobs.base import Job, Shards
 
 _log = logging.getLogger(__name__)
 
-Codec = Literal["libx264", "libx265"]
+Codec = Literal["libx264", "mpeg4"]
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
 ]
@@ -171,11 +170,13 @@ class TranscodeJob(Job):
         fps: Frames per second at most; None to keep all frames and their times.
         crop_bars: Whether black bars at the edges are cut off. Boxes and tubes are shares of the
             picture: those made of the originals then no longer fit.
-        codec: Encoder.
-        quality: Constant rate factor, 0 to 51; less is better.
-        preset: How long the encoder looks for a shorter file.
-        fast_decode: Leave out what costs the decoder most (the loop filter, arithmetic coding):
-            larger files that are read faster.
+        codec: H.264, or MPEG-4 part 2, which is encoded six times as fast, and read a quarter
+            faster, from files half as large again.
+        crf: Constant rate factor of H.264, 0 to 51; less is better.
+        quantiser: That of MPEG-4, 1 to 31; less is better.
+        preset: How long H.264's encoder looks for a shorter file.
+        fast_decode: Leave out of H.264 what costs its decoder most (the loop filter, arithmetic
+            coding): a third less time for files a tenth larger.
         split: Videos of which split.
         shard_size: Videos of a shard. Little is lost with one: files that are there are kept.
 
@@ -192,47 +193,47 @@ class TranscodeJob(Job):
         fps: float | None = None,
         crop_bars: bool = False,
         codec: Codec = "libx264",
-        quality: int = 20,
+        crf: int = 20,
+        quantiser: int = 3,
         preset: Preset = "medium",
-        fast_decode: bool = False,
+        fast_decode: bool = True,
         split: Literal["train", "val", "test"] = "train",
         shard_size: int = 128,
     ) -> None:
         super().__init__(TABLE, split=split, shard_size=shard_size)
-        if short_side < 16 or gop < 1 or b_frames < 0 or not 0 <= quality <= 51:
+        if short_side < 16 or gop < 1 or b_frames < 0:
             raise ValueError(
-                f"short_side={short_side}, gop={gop}, b_frames={b_frames}, quality={quality}: 16 "
-                "or more, 1 or more, 0 or more, 0 to 51"
+                f"short_side={short_side}, gop={gop}, b_frames={b_frames}: 16 or more, 1 or more, "
+                "0 or more"
             )
+        if not 0 <= crf <= 51 or not 1 <= quantiser <= 31:
+            raise ValueError(f"crf={crf}, quantiser={quantiser}: 0 to 51, 1 to 31")
         if fps is not None and not fps > 0:
             raise ValueError(f"fps={fps}: above 0, or null for all frames")
         if preset not in get_args(Preset):
             raise ValueError(f"preset={preset!r}: choose {', '.join(get_args(Preset))}")
-        if codec not in get_args(Codec) or codec not in av.codecs_available:
-            raise ValueError(
-                f"codec={codec!r}: choose {' or '.join(get_args(Codec))}, of which PyAV "
-                f"{av.__version__} has "
-                f"{' and '.join(n for n in get_args(Codec) if n in av.codecs_available) or 'none'}"
-            )
+        if codec not in get_args(Codec):
+            raise ValueError(f"codec={codec!r}: choose {' or '.join(get_args(Codec))}")
         self.short_side = short_side
         self.gop = gop
         self.b_frames = b_frames
         self.fps = fps
         self.crop_bars = crop_bars
         self.codec = codec
-        self.quality = quality
+        self.crf = crf
+        self.quantiser = quantiser
         self.preset = preset
         self.fast_decode = fast_decode
 
     @property
     def coding(self) -> Coding:
         """How files are encoded."""
-        options = [("preset", str(self.preset)), ("crf", str(self.quality))]
-        if self.fast_decode:
-            options.append(("tune", "fastdecode"))
-        if self.codec == "libx265":
-            options.append(("x265-params", "open-gop=0:pools=none:frame-threads=1:log-level=error"))
-        return Coding(self.codec, "mp4", self.gop, self.b_frames, options=tuple(options))
+        if self.codec == "mpeg4":
+            scale = (self.quantiser, self.quantiser)
+            return Coding("mpeg4", "mp4", self.gop, self.b_frames, quantisers=scale)
+        options = (("preset", str(self.preset)), ("crf", str(self.crf)))
+        tune = (("tune", "fastdecode"),) if self.fast_decode else ()
+        return Coding("libx264", "mp4", self.gop, self.b_frames, options=(*options, *tune))
 
     @property
     def work(self) -> Work:
@@ -263,7 +264,8 @@ class TranscodeJob(Job):
             "fps": self.fps,
             "crop_bars": self.crop_bars,
             "codec": self.codec,
-            "quality": self.quality,
+            "crf": self.crf,
+            "quantiser": self.quantiser,
             "preset": self.preset,
             "fast_decode": self.fast_decode,
         }

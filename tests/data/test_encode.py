@@ -66,6 +66,14 @@ def test_keyframes_and_no_b_frames(tmp_path):
     assert np.diff([*keys, 30]).max() <= 6
 
 
+def test_a_picture_an_hour(tmp_path):
+    """The rate was rounded to none at all, and divided by."""
+    times = np.array([0.0, 3600.0])
+    encode_timed(tmp_path / "a.mp4", iter(numbered_frames(2)), times, 1 / 3600, CODING)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert np.allclose(reader.times, times)
+
+
 def test_a_wrong_number_of_frames(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         encode_timed(tmp_path / "a.mp4", iter(numbered_frames(5)), np.arange(6) / 25, 25, CODING)

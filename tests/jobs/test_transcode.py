@@ -54,7 +54,7 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
         f"--data.cache_dir={out.parent / 'cache'}",
         "--model.short_side=32",
         "--model.gop=5",
-        "--model.quality=12",
+        "--model.crf=12",
         f"--model.shard_size={SHARD}",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",
@@ -224,6 +224,19 @@ class TestSettings:
         with VideoReader(out / "videos/class1/1.avi".replace(".avi", ".mp4")) as reader:
             assert reader.info.frames == 33  # ten a second: all of them
 
+    def test_another_codec(self, root, tmp_path):
+        data = Spans(root, cache_dir=tmp_path / "cache")
+        out = self.run(data, tmp_path / "out", codec="mpeg4", gop=5, quantiser=2)
+        with VideoReader(root / "class0/0.mp4") as a, VideoReader(out / rows(out)[0]["file"]) as b:
+            assert b.info.codec == "mpeg4"
+            assert np.abs(a.times - b.times).max() < 1e-6
+            found = b.read(np.arange(30)[None])[0][0]
+        assert [frame_number(frame) for frame in found] == list(range(30))
+        with av.open(str(out / rows(out)[0]["file"])) as file:
+            packets = [p for p in file.demux(video=0) if p.size]
+            assert all(p.pts == p.dts for p in packets)
+            assert np.diff(np.flatnonzero([p.is_keyframe for p in packets])).max() <= 5
+
     def test_names_that_differ_in_their_ending_alone(self, tmp_path):
         for ending in ("mp4", "mkv"):
             write_video(tmp_path / "root" / f"a.{ending}", numbered_frames(4))
@@ -236,9 +249,10 @@ class TestSettings:
         [
             ({"short_side": 8}, "short_side=8"),
             ({"gop": 0}, "gop=0"),
-            ({"quality": 52}, "quality=52"),
+            ({"crf": 52}, "crf=52"),
+            ({"quantiser": 0}, "quantiser=0"),
             ({"fps": 0.0}, r"fps=0\.0: above 0"),
-            ({"codec": "mpeg4"}, r"codec='mpeg4': choose libx264 or libx265"),
+            ({"codec": "libx265"}, "codec='libx265': choose libx264 or mpeg4"),
             ({"preset": "quick"}, "preset='quick': choose ultrafast"),
         ],
     )
