@@ -89,7 +89,7 @@ def _run(number: int, run: Run, folder: Path) -> str:
 
 
 def _other(run: Other, folder: Path) -> str:
-    head = f"### {run.model} on {run.data}\n\n`{run.folder}`."
+    head = f"### {run.title}\n\n`{run.folder}`."
     return "\n".join([head, *_pictures(run.pictures, folder)])
 
 

@@ -15,6 +15,7 @@ from lightning_vssl.report.settings import Settings, differences, read_settings,
 
 R = TypeVar("R")
 
+_CURVE = "curve.json"  # of `lightning-vssl efficiency`
 _ASIDE = ("checkpoints", "masks", "export", "variants")  # of a run's folder: no pictures to look at
 _NEEDED = ("evaluation", "method", "backbone", "split", "results", "paper", "complete", "protocol")
 _CHAIN = 4  # fine-tuned on one set of data, then on another, as PreViTS's background test
@@ -58,7 +59,7 @@ def _runs_below(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Every run's folder, and whether it has a result."""
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _ASIDE and not name.startswith(".")]
-        if RESULT in names or "config.yaml" in names:
+        if {RESULT, "config.yaml", _CURVE} & set(names):
             yield Path(path), RESULT in names
 
 
@@ -214,11 +215,10 @@ def pictures(folder: Path) -> tuple[Path, ...]:
 
 
 def _other(folder: Path) -> Other:
-    settings = read_settings(folder / "config.yaml")
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return Other(folder, "Accuracy by the share of labels (CtP, Figure 4)", pictures(folder))
+    settings = read_settings(file)
     data = str(settings.get("data.class_path", ""))
-    return Other(
-        folder=folder,
-        model=str(settings.get("model.class_path", "")),
-        data=DATA.get(data, data),
-        pictures=pictures(folder),
-    )
+    title = f"{settings.get('model.class_path', '')} on {DATA.get(data, data)}"
+    return Other(folder, title, pictures(folder))

@@ -87,18 +87,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Other:
-    """A run without a result, such as a pretraining.
+    """A run without a result, such as a pretraining, or a curve over several runs.
 
     Attributes:
         folder: The run's folder.
-        model: Class of the method or evaluation.
-        data: What it trained on, by the papers' name.
-        pictures: Files that the run drew.
+        title: What it is.
+        pictures: Files that it drew.
     """
 
     folder: Path
-    model: str
-    data: str
+    title: str
     pictures: tuple[Path, ...]
 
 

@@ -9,9 +9,22 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_vssl.cli import packaged_recipes
 
+# What a recipe leaves alone and a run must not change unseen.
+_DEFAULTS: dict[str, object] = {
+    "trainer.max_epochs": None,
+    "trainer.max_steps": -1,
+    "trainer.max_time": None,
+    "trainer.limit_train_batches": None,
+    "trainer.overfit_batches": 0.0,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": None,
+    "data.init_args.label_fraction": 1.0,
+    "data.init_args.video_fraction": 1.0,
+}
 # What is a protocol's; the rest belongs to the machine, or has a column of its own in the tables.
 _OURS = re.compile(
-    r"trainer\.(max_epochs|max_steps|accumulate_grad_batches|gradient_clip_val)$"
+    r"trainer\.(max_epochs|max_steps|max_time|limit_train_batches|overfit_batches"
+    r"|accumulate_grad_batches|gradient_clip_val)$"
     r"|(model|data)\.init_args\."
 )
 _ASIDE = re.compile(
@@ -104,10 +117,10 @@ def differences(recipe: Settings, run: Settings) -> dict[str, tuple[object, obje
         the backbone and the places of files are left out.
     """
     found: dict[str, tuple[object, object]] = {}
-    for name, value in recipe.items():
+    for name, value in {**_DEFAULTS, **recipe}.items():
         if not _OURS.match(name) or _ASIDE.match(name):
             continue
-        mine = run.get(name, "not set")
+        mine = run.get(name, _DEFAULTS.get(name, "not set"))
         if not _same(value, mine):
             found[name] = (value, mine)
     return found

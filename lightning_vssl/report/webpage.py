@@ -147,7 +147,7 @@ def _changes(changes: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _other(run: Other, folder: Path) -> str:
-    head = f'<section class="run"><h3>{escape(f"{run.model} on {run.data}")}</h3>'
+    head = f'<section class="run"><h3>{escape(run.title)}</h3>'
     where = f"<p><code>{escape(str(run.folder))}</code></p>"
     return "\n".join([head, where, *_pictures(run.pictures, folder), "</section>"])
 

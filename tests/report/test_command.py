@@ -113,6 +113,15 @@ class TestFiles:
         assert "masks/" not in " ".join(links)
         assert (runs.parent / "report.html").read_text().count("data:image/png;base64,") == 6
 
+    def test_a_curve_over_runs_is_shown(self, runs):
+        picture(runs / "efficiency" / "curve.png")
+        (runs / "efficiency" / "curve.json").write_text("{}")
+        reported(runs)
+        text = (runs.parent / "report.md").read_text()
+        shown = text.partition("## Runs without a result")[2]
+        assert "share of labels" in shown
+        assert "![curve](<runs/efficiency/curve.png>)" in shown
+
     def test_links_start_where_the_report_lies(self, runs):
         reported(runs, "--out", runs.parent / "far" / "away" / "all")
         folder = runs.parent / "far" / "away"

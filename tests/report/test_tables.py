@@ -17,6 +17,7 @@ from tests.report.folders import RECIPES, evaluate, pretrain
 
 TOP1 = {"top1": 86.0, "top5": 97.0}
 UCF = Column("UCF-101", "top1")
+ONE = "1 setting other than recipes/eval/ucf101_finetune.yaml"
 
 
 @pytest.fixture
@@ -156,14 +157,12 @@ class TestNotThePapers:
             ({"split": "validation"}, "measured in validation"),
             ({"backbone__init_args__width": 8}, "small network (width 8)"),
             ({"backbone__init_args__depth": [1, 1, 1, 1]}, "small network (depth 1 1 1 1)"),
-            (
-                {"settings": {"trainer.max_epochs": 3}},
-                "1 setting other than recipes/eval/ucf101_finetune.yaml",
-            ),
-            (
-                {"settings": {"data.init_args.eval_clips.init_args.clips": 2}},
-                "1 setting other than recipes/eval/ucf101_finetune.yaml",
-            ),
+            ({"settings": {"trainer.max_epochs": 3}}, ONE),
+            ({"settings": {"data.init_args.eval_clips.init_args.clips": 2}}, ONE),
+            # What the recipe does not name at all:
+            ({"settings": {"data.init_args.label_fraction": 0.01}}, ONE),
+            ({"settings": {"trainer.limit_train_batches": 2}}, ONE),
+            ({"settings": {"trainer.max_steps": 100}}, ONE),
         ],
     )
     def test_says_why(self, changes, note, export, tmp_path):
