@@ -43,8 +43,9 @@ _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 class _Picture:
     """An image file, decoded once at each size that is asked for, or once into planes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, decoder: av.VideoCodecContext | None = None) -> None:
         self.path = path
+        self._decoder = decoder
         self._decoded: dict[tuple[int, int], Image.Image] = {}
         self._planes: av.VideoFrame | None = None
 
@@ -80,12 +81,9 @@ class _Picture:
         Raises:
             UnreadableVideo: It has another size.
         """
-        if self._planes is None:
-            decoder = av.CodecContext.create("mjpeg", "r")
-            decoder.thread_count = 1
-            decoder.options = {"err_detect": "explode"}  # else what is missing of it is made up
+        if self._planes is None and self._decoder is not None:
             try:
-                found = decoder.decode(av.Packet(self.path.read_bytes()))
+                found = self._decoder.decode(av.Packet(self.path.read_bytes()))
             except (OSError, av.FFmpegError):
                 return None
             if not found or not found[0].format.name.startswith(("yuv", "gray")):
@@ -203,9 +201,8 @@ class Folder(FrameSource[_Picture]):
         except _BROKEN as error:
             reason = f"the frame does not decode ({error})"
             raise UnreadableVideo(self._frames[0], reason) from error
-        self._planar = path.is_dir() and all(
-            frame.suffix.lower() in _JPEG_SUFFIXES for frame in self._frames
-        )
+        planar = path.is_dir() and all(f.suffix.lower() in _JPEG_SUFFIXES for f in self._frames)
+        self._decoder = _jpeg_decoder() if planar else None
         rate = fps or DEFAULT_FPS
         count = len(self._frames)
         self.times = np.arange(count) / rate
@@ -225,16 +222,23 @@ class Folder(FrameSource[_Picture]):
 
     def frames(self, wanted: Indices) -> Iterator[tuple[int, _Picture]]:
         """Give the files of the frames wanted."""
-        return ((int(n), _Picture(self._frames[n])) for n in wanted)
+        return ((int(n), _Picture(self._frames[n], self._decoder)) for n in wanted)
 
     def cutter(
         self, window: Box, size: tuple[int, int] | None, interpolation: Interpolation
     ) -> _PictureCutter | _JpegCutter:
         """Cut with libav or Pillow."""
         frame = (self.info.width, self.info.height)
-        if self._planar and size is not None:
+        if self._decoder is not None and size is not None:
             return _JpegCutter(window, size, frame, interpolation)
         return _PictureCutter(window, size, frame, interpolation)
+
+
+def _jpeg_decoder() -> av.VideoCodecContext:
+    decoder = av.VideoCodecContext.create("mjpeg", "r")
+    decoder.thread_count = 1
+    decoder.options = {"err_detect": "explode"}  # else what is missing of a file is made up
+    return decoder
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

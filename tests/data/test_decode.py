@@ -532,6 +532,9 @@ def test_broken_jpeg_frames_are_refused_where_they_are_scaled(tmp_path):
         for number, reason in ((1, "does not decode"), (2, "does not decode"), (3, "64 x 48")):
             with pytest.raises(UnreadableVideo, match=rf"frame{number}\.jpg: .*{reason}"):
                 video.read(np.array([[number]]), size=(20, 20))
+        after = video.read(np.array([[0]]), size=(20, 20))[0]
+    with VideoReader(path) as video:
+        np.testing.assert_array_equal(after, video.read(np.array([[0]]), size=(20, 20))[0])
 
 
 def test_bad_folders_are_refused(tmp_path):
