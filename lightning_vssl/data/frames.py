@@ -85,11 +85,14 @@ class _Picture:
             try:
                 found = self._decoder.decode(av.Packet(self.path.read_bytes()))
             except (OSError, av.FFmpegError):
+                found = []
+            if not found:
+                self._decoder.flush_buffers()  # an empty file is the end to it
                 return None
-            if not found or not found[0].format.name.startswith(("yuv", "gray")):
+            if not found[0].format.name.startswith(("yuv", "gray")):
                 return None
-            self._planes = found[0]
             self._check_size((found[0].width, found[0].height), frame)
+            self._planes = found[0]
         return self._planes
 
     def _check_size(self, size: tuple[int, int], frame: tuple[int, int]) -> None:
