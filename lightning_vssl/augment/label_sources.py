@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_vssl.augment.patches import PatchTracks, Tracks
 from lightning_vssl.augment.trajectories import (
-    Labels,
+    LabelledClips,
     LabelSource,
     draw_first_boxes,
     make_anchors,
@@ -78,7 +78,7 @@ class TeacherTracks(LabelSource):
         )
         return whole_pixels(centre, size, canvas)
 
-    def forward(self, clips: Tensor, drawn: Tensor, boxes: Tensor | None = None) -> Labels:
+    def forward(self, clips: Tensor, drawn: Tensor, boxes: Tensor | None = None) -> LabelledClips:
         """Follows the boxes; the clips stay as they are. See `LabelSource.forward`."""
         pixels = (clips.flip(1) * 255).round().byte().permute(0, 2, 3, 4, 1)  # BGR, as OpenCV's
         frames = pixels.contiguous().cpu().numpy()  # (B, T, H, W, 3)
@@ -92,7 +92,7 @@ class TeacherTracks(LabelSource):
             rows = list(pool.map(followed, product(range(batch), range(count))))
         tracks = torch.from_numpy(np.stack(rows)).to(clips)
         tracks = tracks.view(batch, count, -1, 5)  # (B, K, T, 4 + whether it is found)
-        return Labels(clips, tracks[..., :4], tracks[..., 4])
+        return LabelledClips(clips, tracks[..., :4], tracks[..., 4])
 
 
 def follow_kcf(frames: npt.NDArray[np.uint8], box: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -165,10 +165,10 @@ class CycleTracks(LabelSource):
             shown=tracks.shown & synthetic[..., None],
         )
 
-    def forward(self, clips: Tensor, drawn: Tracks, boxes: Tensor | None = None) -> Labels:
+    def forward(self, clips: Tensor, drawn: Tracks, boxes: Tensor | None = None) -> LabelledClips:
         """Pastes the patches into the synthetic clips; see `LabelSource.forward`."""
         own = ~drawn.shown.flatten(1).any(1)  # a synthetic clip shows its patches at first
-        labels: Labels = self.patches(clips, drawn)
+        labels: LabelledClips = self.patches(clips, drawn)
         return labels._replace(own=own)
 
 
@@ -183,7 +183,7 @@ class AnnotatedTracks(LabelSource):
     def draw(self, key: Tensor, frames: int, height: int, width: int) -> None:
         """Draws nothing."""
 
-    def forward(self, clips: Tensor, drawn: None, boxes: Tensor | None = None) -> Labels:
+    def forward(self, clips: Tensor, drawn: None, boxes: Tensor | None = None) -> LabelledClips:
         """Takes the boxes as they are; see `LabelSource.forward`.
 
         Raises:
@@ -198,7 +198,7 @@ class AnnotatedTracks(LabelSource):
         seen = ~tracks.isnan().any(-1)  # (B, K, T)
         seen = seen & seen[..., :1]
         query = tracks[:, :, :1].nan_to_num()
-        return Labels(clips, torch.where(seen[..., None], tracks, query), seen.to(clips))
+        return LabelledClips(clips, torch.where(seen[..., None], tracks, query), seen.to(clips))
 
 
 def _check_import() -> None:

@@ -24,7 +24,7 @@ from lightning_vssl.augment.colour import (
     to_unit,
 )
 from lightning_vssl.augment.trajectories import (
-    Labels,
+    LabelledClips,
     LabelSource,
     draw_first_boxes,
     draw_key_frames,
@@ -186,7 +186,7 @@ class PatchTracks(LabelSource):
 
         return whole_pixels(middle, sides, canvas).permute(0, 2, 1, 3)
 
-    def forward(self, clips: Tensor, drawn: Tracks, boxes: Tensor | None = None) -> Labels:
+    def forward(self, clips: Tensor, drawn: Tracks, boxes: Tensor | None = None) -> LabelledClips:
         """Pastes moving patches into clips, where they are the labels; all weights are 1.
 
         Args:
@@ -194,7 +194,9 @@ class PatchTracks(LabelSource):
             drawn: What `draw` returned for them.
             boxes: Not looked at.
         """
-        return Labels(paste(clips, drawn), drawn.boxes.to(clips), torch.ones_like(drawn.alpha))
+        return LabelledClips(
+            paste(clips, drawn), drawn.boxes.to(clips), torch.ones_like(drawn.alpha)
+        )
 
 
 def patch_alpha(shape: int, edge: float, height: int, width: int, device: torch.device) -> Tensor:
@@ -381,7 +383,9 @@ class CatchThePatch(nn.Module):
         return interpolate(values.exp() if exp else values, when, frames, easing)
 
     @torch.no_grad()
-    def replay(self, video: Tensor, drawn: PatchParameters, boxes: Tensor | None = None) -> Labels:
+    def replay(
+        self, video: Tensor, drawn: PatchParameters, boxes: Tensor | None = None
+    ) -> LabelledClips:
         """Makes the view that belongs to drawn parameters.
 
         Args:
@@ -404,7 +408,7 @@ class CatchThePatch(nn.Module):
         clips = on_chosen(clips, drawn.brighten.tolist(), shift_brightness, drawn.brightness)
         clips = on_chosen(clips, drawn.stretch.tolist(), scale_brightness, drawn.contrast)
         views = normalise(clips, self.mean, self.std, out=torch.empty_like(clips))
-        return Labels(views, *labels[1:])
+        return LabelledClips(views, *labels[1:])
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor | PatchParameters]:

@@ -18,7 +18,7 @@ _ANCHOR, _JITTER, _PLACE = 16, 17, 18  # streams of the keyed generator
 _EASING = (0.70, 0.85)  # cumulated: linear, accelerating, (rest) decelerating
 
 
-class Labels(NamedTuple):
+class LabelledClips(NamedTuple):
     """Clips with the trajectories that a network is to read off them.
 
     Attributes:
@@ -49,7 +49,7 @@ class LabelSource(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, clips: Tensor, drawn: Any, boxes: Tensor | None = None) -> Labels:  # noqa: ANN401
+    def forward(self, clips: Tensor, drawn: Any, boxes: Tensor | None = None) -> LabelledClips:  # noqa: ANN401
         """Makes the labels, and changes the clips where that is how they are made.
 
         Args:
