@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from lightning_vssl.jobs.boxes import BoxFrames, BoxJob
 from lightning_vssl.proposals.base import Proposals
 from lightning_vssl.proposals.segments import Slic
 from lightning_vssl.run import RunCLI
+from tests.jobs.killed import SECONDS, one_is_killed
 from tests.videos import numbered_frames, write_numbered, write_video
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "jobs" / "boxes.yaml"
@@ -271,57 +271,18 @@ class TestGoingOn:
             cli.main(command(more, whole.parent))
 
 
-AT_ONCE = """
-from lightning_vssl import cli
-
-cli.main()
-"""
-SLOWLY = """
-import time
-
-from lightning_vssl import cli
-from lightning_vssl.jobs.base import Job
-
-step = Job.predict_step
-
-
-def slow(job, batch, batch_idx):
-    time.sleep(1 if batch_idx > 3 else 0)  # one shard, and then time to kill it
-    return step(job, batch, batch_idx)
-
-
-Job.predict_step = slow
-cli.main()
-"""
-
-
 class TestTwoProcesses:
     @pytest.mark.slow
     @pytest.mark.ddp
     def test_one_is_killed_and_two_go_on(self, root, whole, tmp_path):
         out = tmp_path / "out"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment |= {"PYTHONPATH": str(RECIPE.parents[2])}
-
-        def start(how: str, *more: str) -> subprocess.Popen[str]:
-            (tmp_path / "run.py").write_text(how)
-            words = [sys.executable, str(tmp_path / "run.py"), *command(root, out, *more)]
-            pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            return subprocess.Popen(words, env=environment, **pipe)
-
-        process = start(SLOWLY)
-        until = time.monotonic() + 100
-        while not list(out.glob("seed0/shards/*.parquet")):
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        before = {path: path.stat().st_ino for path in out.glob("seed0/shards/0*.parquet")}
-        assert len(before) == 1
-        process = start(AT_ONCE, "--trainer.devices=2", "--trainer.strategy=ddp")
-        said = process.communicate(timeout=100)[0]
-        assert process.returncode == 0, said
+        before = one_is_killed(command(root, out), out / "seed0")
+        two = ["--trainer.devices=2", "--trainer.strategy=ddp"]  # the second started by Lightning
+        words = [sys.executable, "-m", "lightning_vssl", *command(root, out, *two)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPE.parents[2])}
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(words, env=environment, timeout=SECONDS, check=False, **pipe)
+        assert done.returncode == 0, done.stdout
         until = time.monotonic() + 20  # the other process may be the last
         while not (out / "seed0/boxes.parquet").is_file() and time.monotonic() < until:
             time.sleep(0.05)
