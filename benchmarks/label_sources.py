@@ -24,6 +24,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 
 import torch
 from drawn import (
@@ -221,7 +222,12 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Numbers]]:
     running = len(processes)
     try:
         while running:
-            told = results.get()
+            try:
+                told = results.get(timeout=60)
+            except Empty:
+                if any(process.exitcode for process in processes):
+                    raise SystemExit("a process was killed: start again to go on") from None
+                continue
             if isinstance(told, BaseException):
                 raise told
             if told is None:
