@@ -143,7 +143,7 @@ def test_through_the_command_line_on_the_built_in_videos(tmp_path, monkeypatch):
     words = ["--config", "recipes/eval/ucf101_finetune.yaml"]
     words += ["--config", "recipes/overlay/cpu.yaml", "--config", str(small)]
     words += ["--data.root", str(root), "--data.cache_dir", str(tmp_path / "cache")]
-    words += ["--trainer.limit_test_batches=1", "--fractions", "0.5"]
+    words += ["--trainer.limit_test_batches=2", "--fractions", "0.5"]
     efficiency_command(words, run=cli.main)
     out = tmp_path / "runs" / "efficiency_ucf101_finetune"
     (point,) = json.loads((out / "curve.json").read_text())["points"]
