@@ -14,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_vssl.augment.sides import check_sides
 from lightning_vssl.backbones.base import Backbone
 from lightning_vssl.methods.base import Batch, Method
 from lightning_vssl.metrics.accuracy import VideoAccuracy
@@ -86,9 +87,12 @@ class Supervised(Method):
         """Makes the classifier, once the data's classes are known.
 
         Raises:
-            ValueError: If the number of classes is not known, or not that of the data.
+            ValueError: If the number of classes is not known, or not that of the data, or training
+                would mirror clips whose classes tell left from right.
         """
         module = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit":
+            check_sides(self.augment, module)
         found = module.num_classes if isinstance(module, Labelled) else 0
         if not (self.num_classes or found):
             raise ValueError(

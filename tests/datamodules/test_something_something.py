@@ -25,6 +25,7 @@ from lightning_vssl.datamodules.something_something import (
     SomethingSomethingV2,
 )
 from lightning_vssl.evaluation.recognition import FineTune
+from lightning_vssl.methods.supervised import Supervised
 from tests.evaluation.small import PLAIN, OneLayer, trainer
 
 # A word of each motion's class.
@@ -291,6 +292,14 @@ class TestFrames:
         assert len(data.manifest("test")) == 7
 
 
+def supervised(flip):
+    return Supervised(
+        OneLayer(),
+        FineTuneViews(*PLAIN, flip=flip),
+        lambda groups: torch.optim.SGD(groups, lr=0.01),
+    )
+
+
 def finetune(flip):
     return FineTune(
         backbone=OneLayer(),
@@ -300,13 +309,14 @@ def finetune(flip):
 
 
 class TestMirrors:
-    def test_are_refused_where_classes_are_learned(self, frames, tmp_path):
+    @pytest.mark.parametrize("learner", [finetune, supervised])
+    def test_are_refused_where_classes_are_learned(self, learner, frames, tmp_path):
         data = small(frames, tmp_path)
         message = "flip=0.35: FineTuneViews mirrors clips, and the classes of SomethingSomethingV1"
         with pytest.raises(ValueError, match=message):
-            trainer(tmp_path, max_steps=1).fit(finetune(0.35), data)
+            trainer(tmp_path, max_steps=1).fit(learner(0.35), data)
         trained = trainer(tmp_path, max_steps=1)
-        trained.fit(finetune(0.0), data)
+        trained.fit(learner(0.0), data)
         assert trained.global_step == 1
 
     def test_a_test_does_not_ask_for_them(self, frames, tmp_path):
