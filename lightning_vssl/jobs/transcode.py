@@ -170,8 +170,8 @@ class TranscodeJob(Job):
         fps: Frames per second at most; None to keep all frames and their times.
         crop_bars: Whether black bars at the edges are cut off. Boxes and tubes are shares of the
             picture: those made of the originals then no longer fit.
-        codec: H.264, or MPEG-4 part 2, which is encoded six times as fast, and read a quarter
-            faster, from files half as large again.
+        codec: H.264, or MPEG-4 part 2: done two to four times as fast, and read a quarter to two
+            fifths faster, from files up to two fifths larger.
         crf: Constant rate factor of H.264, 0 to 51; less is better.
         quantiser: That of MPEG-4, 1 to 31; less is better.
         preset: How long H.264's encoder looks for a shorter file.
