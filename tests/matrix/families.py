@@ -82,7 +82,7 @@ FAMILIES = (
     Family("S3D-G", lambda _: S3DG(width=8)),
     Family("C3D", lambda _: C3D(width=8, depth=(1, 1, 1, 1, 1)), neighbours=4),
     Family("R3D-50, ConST-CL's Y", _yresnet),
-    Family("torchvision: CNNs", lambda _: TorchvisionVideo("s3d")),
+    Family("torchvision: CNNs", lambda _: TorchvisionVideo("mc3_18", depth=_ONE_EACH)),
     Family(
         "torchvision: Swin3D", lambda _: TorchvisionVideo("swin3d_t", width=24, depth=_ONE_EACH)
     ),
