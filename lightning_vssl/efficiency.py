@@ -96,7 +96,7 @@ def draw_efficiency(points: Sequence[Point], *, metric: str) -> Figure:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="labelled training videos, %", ylabel=f"{metric}, %")
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=0.1)
     if not all(point.complete for point in points):
         axes.set_title("some runs are cut short: not the protocol's numbers", fontsize=9)
     axes.grid(alpha=0.3)

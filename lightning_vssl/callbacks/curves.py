@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_vssl.data.atomic import whole_file
 
@@ -72,11 +73,13 @@ def draw_curves(
         best = f"{name}, last {curve[-1][1]:.1f}" if curve else name
         right.plot(*_columns(curve), marker="o", markersize=3, label=best)
     left.set(xlabel="epoch", ylabel="training loss")
-    left.set_ylim(bottom=0)
+    highest = max((value for curve in losses.values() for _, value in curve), default=1.0)
+    left.set_ylim(0, 1.05 * highest or 1.0)
     right.set(xlabel="epoch", ylabel=f"{accuracy} of held-out videos, %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set_xlim(left.get_xlim())
     return figure
 
