@@ -92,9 +92,22 @@ def _tracked(kind: type[Method]) -> Callable[[Backbone, Family], Method]:
     )
 
 
-def _projected(kind: type[Method], **options: int) -> Callable[[Backbone, Family], Method]:
+def _projected(kind: type[Method]) -> Callable[[Backbone, Family], Method]:
     return lambda backbone, family: kind(
-        backbone, _views(backbone), SGD, hidden=(16,), projection=8, lr_batch=None, **options
+        backbone, _views(backbone), SGD, hidden=(16,), projection=8, lr_batch=None
+    )
+
+
+def _vito(backbone: Backbone, family: Family) -> Method:
+    sgd = functools.partial(torch.optim.SGD, lr=1.0)  # a step that attention is not the same after
+    return VITO(
+        backbone,
+        _views(backbone),
+        sgd,
+        hidden=(16,),
+        projection=8,
+        attention_hidden=4,
+        lr_batch=None,
     )
 
 
@@ -111,7 +124,7 @@ METHODS = (
     Trained("CVRL", _projected(CVRL), 2),
     Trained("ConST-CL", _constcl, 2),
     Trained("MoCLR", _projected(MoCLR), 2),
-    Trained("VITO", _projected(VITO, attention_hidden=4), 3),
+    Trained("VITO", _vito, 3),
     Trained("supervised", _supervised, 1),
 )
 
