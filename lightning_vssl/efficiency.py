@@ -168,6 +168,8 @@ class Efficiency:
             raise ValueError(
                 f"{file} is not a curve of this command ({error}): name another --out"
             ) from error
+        if not points and not any(self.out.glob("*/*/seed*/checkpoints/*.ckpt")):
+            return []  # nothing was trained so: its first run failed, of a misspelt option perhaps
         if self.hash is None:  # the curve from scratch is added to, or made again
             self.hash = before["weights_sha256"]
             self.weights = self.weights or earlier["weights"]
@@ -177,7 +179,7 @@ class Efficiency:
             if value != before[name]:
                 raise ValueError(
                     f"{file} was begun with other {name}: {before[name]}, now {value}; "
-                    "name another --out"
+                    "give those again, or name another --out"
                 )
         return points
 

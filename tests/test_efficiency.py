@@ -95,6 +95,19 @@ def test_a_killed_curve_goes_on_where_it_stopped(tmp_path, weights):
     assert len(stored(tmp_path)) == 5
 
 
+def test_a_misspelt_option_is_mended_under_the_same_folder(tmp_path):
+    """Its first run ends before it trains: what it was begun with does not bind the next."""
+
+    def refuses(words):
+        raise ChildProcessError("there is no option '--data.rooot'")
+
+    words = ["--config", "x.yaml", "--data.rooot", "videos"]
+    with pytest.raises(ChildProcessError):
+        Efficiency(tmp_path / "out", words, run=refuses)()
+    curve(tmp_path, Faked(), fractions=[1.0])()
+    assert stored(tmp_path) == {("scratch", 1.0): 50.0}
+
+
 def test_what_is_drawn_is_the_mean_of_the_seeds():
     points = [
         Point("pretrained", 0.1, 0, 40.0, True, "a"),
