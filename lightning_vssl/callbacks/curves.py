@@ -152,8 +152,12 @@ class LearningCurves(Callback):
         if not files[self.name].is_file():
             return
         files |= {key: folder / NUMBERS for key, folder in self.others.items()}
-        losses = {key: read_curve(file, self.loss) for key, file in files.items()}
-        accuracies = {key: read_curve(file, self.accuracy) for key, file in files.items()}
+        try:
+            losses = {key: read_curve(file, self.loss) for key, file in files.items()}
+            accuracies = {key: read_curve(file, self.accuracy) for key, file in files.items()}
+        except (ValueError, OSError) as error:
+            rank_zero_warn(f"LearningCurves draws nothing this time: {error}")
+            return
         figure = draw_curves(losses, accuracies, accuracy=self.accuracy.rpartition("/")[2])
         path = Path(trainer.default_root_dir) / "curves.png"
         with whole_file(path) as temporary:

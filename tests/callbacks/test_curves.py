@@ -100,6 +100,15 @@ def test_two_runs_in_one_picture(tmp_path, monkeypatch):
         assert picture.width > picture.height > 300
 
 
+def test_another_run_that_is_just_writing_does_not_end_this_one(tmp_path):
+    """Lightning's logger writes the table anew when a number joins it: for a moment it is empty."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "metrics.csv").touch()
+    with pytest.warns(UserWarning, match=r"scratch.metrics.csv is no metrics.csv of a run"):
+        run(tmp_path / "run", 2, others={"scratch": tmp_path / "scratch"})
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 def test_files_that_are_not_right_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"elsewhere \(others: scratch\) holds no metrics"):
         run(tmp_path, 1, others={"scratch": tmp_path / "elsewhere"})
