@@ -16,6 +16,7 @@ Pixels = NDArray[np.uint8]
 # Clocks that containers use, besides the frame rate itself: ticks a second.
 _CLOCKS = (1_000, 600, 12_800, 15_360, 16_000, 30_000, 90_000)
 _FINEST = 1_000_000
+_FINEST_OF = {"mpeg4": 65_535}  # what the standard can write
 _EXACT = 1e-7  # seconds
 
 
@@ -85,7 +86,8 @@ def encode_timed(
     Args:
         path: The file.
         frames: (H, W, 3) uint8 RGB each, H and W even.
-        times: (T,) seconds, the first 0, increasing.
+        times: (T,) seconds, the first 0, increasing. They are kept to half a tick of `clock`; of
+            frames that would fall on one tick, the later ones move to the next.
         fps: Mean frames per second.
         coding: Codec, container and their settings; no sound.
 
@@ -94,8 +96,10 @@ def encode_timed(
         ValueError: If there are not T frames.
     """
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-    base = clock(times, rate)
-    ticks = np.rint(times / float(base)).astype(np.int64).tolist()
+    base = clock(times, rate, _FINEST_OF.get(coding.codec, _FINEST))
+    order = np.arange(len(times))
+    ticks = np.rint(times / float(base)).astype(np.int64)
+    ticks = (np.maximum.accumulate(ticks - order) + order).tolist()
     with av.open(str(path), "w", format=coding.container) as output:
         stream: av.VideoStream | None = None
         for pixels, tick in zip(frames, ticks, strict=True):
@@ -111,19 +115,21 @@ def encode_timed(
             output.mux(stream.encode(None))
 
 
-def clock(times: Floats, rate: Fraction) -> Fraction:
+def clock(times: Floats, rate: Fraction, finest: int = _FINEST) -> Fraction:
     """The coarsest of the usual time bases that keeps times as they are.
 
     Args:
         times: (T,) seconds.
         rate: Mean frames per second.
+        finest: Ticks a second that the codec can count, at most.
 
     Returns:
         Seconds of a tick: 1 / ``rate`` for a constant rate, else that of a container's clock;
-        a microsecond where none keeps them.
+        the finest where none keeps them.
     """
     for base in (1 / rate, *(Fraction(1, ticks) for ticks in _CLOCKS)):
         tick = float(base)
-        if np.abs(np.rint(times / tick) * tick - times).max() < _EXACT:
+        kept = np.abs(np.rint(times / tick) * tick - times).max() < _EXACT
+        if kept and base.denominator <= finest:
             return base
-    return Fraction(1, _FINEST)
+    return Fraction(1, finest)

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import process_time
 from typing import Literal, get_args
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -27,9 +28,10 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_vssl.data.atomic import whole_file
-from lightning_vssl.data.decode import VideoReader
+from lightning_vssl.data.decode import UnreadableVideo, VideoReader
 from lightning_vssl.data.encode import Coding, encode_timed, even_size
 from lightning_vssl.data.manifest import Manifest
+from lightning_vssl.data.packets import words
 from lightning_vssl.data.place import Place
 from lightning_vssl.data.store import TABLE, repeated, store_table
 from lightning_vssl.data.video_files import video_name
@@ -94,7 +96,8 @@ class Transcode:
             opening the file and reading a clip of 16 frames, every second one, at 112 x 112.
 
         Raises:
-            UnreadableVideo: If a frame does not decode.
+            UnreadableVideo: If a frame does not decode, or what was encoded is not the video: a
+                job notes that, and goes on with the others.
             OSError: If the file cannot be written.
         """
         file = target(reader.path, self.root, self.folder)
@@ -113,6 +116,9 @@ class Transcode:
                     encode_timed(temporary, chain([first], frames), times, rate, self.coding)
             except OSError as error:
                 raise OSError(error.errno, f"cannot write {file}: {error}") from error
+            except av.FFmpegError as error:
+                reason = f"{self.coding.codec} cannot encode it ({words(error)})"
+                raise UnreadableVideo(reader.path, reason) from error
         found = {
             "frames": len(chosen),
             "height": size[0],
@@ -136,9 +142,8 @@ class Transcode:
         with VideoReader(reader.path, place=Place(file)) as made:
             if made.info.frames != frames:
                 file.unlink()
-                raise RuntimeError(
-                    f"{reader.path} became {made.info.frames} frames instead of {frames}"
-                )
+                reason = f"what was encoded has {made.info.frames} frames instead of {frames}"
+                raise UnreadableVideo(reader.path, reason)
         share = zlib.crc32(video_name(str(reader.path), self.root).encode()) / 2**32
 
         def spent(of: VideoReader) -> float:
@@ -214,6 +219,14 @@ class TranscodeJob(Job):
             raise ValueError(f"preset={preset!r}: choose {', '.join(get_args(Preset))}")
         if codec not in get_args(Codec):
             raise ValueError(f"codec={codec!r}: choose {' or '.join(get_args(Codec))}")
+        try:
+            av.Codec(codec, "w")
+        except ValueError as error:
+            other = next(name for name in get_args(Codec) if name != codec)
+            raise ValueError(
+                f"codec={codec!r}: this build of PyAV has no such encoder; install the one of "
+                f"PyPI, or try codec={other}"
+            ) from error
         self.short_side = short_side
         self.gop = gop
         self.b_frames = b_frames

@@ -83,3 +83,26 @@ def test_the_same_bytes_twice(tmp_path: Path):
     for name in ("a", "b"):
         encode_timed(tmp_path / name, iter(numbered_frames(12)), np.arange(12) / 25, 25, CODING)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_mpeg4_counts_no_finer_than_its_standard_lets_it(tmp_path):
+    """Uneven times wanted a clock of 90,000 ticks, which the encoder refuses to open with."""
+    rng = np.random.default_rng(2)
+    gaps = rng.integers(900, 9000, 29)
+    times = np.concatenate([[0.0], np.cumsum(gaps) / 90_000])
+    coding = Coding("mpeg4", "mp4", 6, 0, quantisers=(2, 2))
+    encode_timed(tmp_path / "a.mp4", iter(numbered_frames(30)), times, 29 / times[-1], coding)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert np.abs(reader.times - times).max() < 1e-5
+        found = reader.read(np.arange(30)[None])[0][0]
+    assert [frame_number(frame) for frame in found] == list(range(30))
+
+
+def test_frames_of_one_tick_stay_apart(tmp_path):
+    """Two frames half a microsecond apart got one time, which no container takes."""
+    times = np.array([0.0, 0.1, 0.1000002, 0.1000004, 0.3000001])
+    encode_timed(tmp_path / "a.mp4", iter(numbered_frames(5)), times, 13.3, CODING)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert np.abs(reader.times - times).max() < 3e-6
+        found = reader.read(np.arange(5)[None])[0][0]
+    assert [frame_number(frame) for frame in found] == list(range(5))

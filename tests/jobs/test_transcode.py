@@ -260,6 +260,14 @@ class TestSettings:
         with pytest.raises(ValueError, match=match):
             TranscodeJob(**settings)
 
+    def test_an_encoder_that_this_build_lacks(self, monkeypatch):
+        def lacks(name, mode):
+            raise av.codec.codec.UnknownCodecError(name)
+
+        monkeypatch.setattr(av, "Codec", lacks)
+        with pytest.raises(ValueError, match="codec='libx264': this build of PyAV has no such"):
+            TranscodeJob()
+
 
 class TestParts:
     def test_thinned_against_a_loop(self):
@@ -346,6 +354,27 @@ class TestGoingOn:
         assert {name: (out / name).stat().st_ino for name in before} == before
         assert videos(out) == videos(whole)
         assert rows(out) == rows(whole)
+
+    def test_a_video_that_cannot_be_encoded_does_not_end_the_job(self, root, tmp_path, monkeypatch):
+        """One in 240,000 would otherwise stop every run at the same place."""
+        encode, calls = transcode.encode_timed, []
+
+        def fails(path, frames, times, *settings):
+            calls.append(path)
+            if len(calls) == 1:
+                raise av.error.ArgumentError(22, "Invalid argument")
+            if len(calls) == 2:
+                frames, times = list(frames)[:-1], times[:-1]
+            encode(path, frames, times, *settings)
+
+        monkeypatch.setattr(transcode, "encode_timed", fails)
+        cli.main(command(root, tmp_path / "out"))
+        out = tmp_path / "out/seed0"
+        errors = [str(row["error"]) for row in rows(out) if row["path"] != "class0/4.mp4"]
+        assert errors[0] == "libx264 cannot encode it (Invalid argument)"
+        assert errors[1] == "what was encoded has 35 frames instead of 36"
+        assert errors[2:] == [""] * 4
+        assert set(videos(out)) == {row["file"] for row in rows(out) if not row["error"]}
 
     def test_a_full_disk_is_said(self, root, tmp_path, monkeypatch):
         def full(*args: object) -> None:
