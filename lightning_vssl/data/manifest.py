@@ -370,6 +370,11 @@ def usable(
             f"{len(missing)} of {total} {name} videos are missing under {manifest.root}:\n"
             f"{manifest.names(missing)}"
         )
+        if lost := sorted({place.file for row in missing if (place := manifest.place(row))}):
+            text += (
+                f"\nThe store has lost {len(lost)} files in which such videos lie, the first "
+                f"{lost[0]}: copy it anew, or leave --data.store out."
+            )
         if len(missing) == total or len(missing) > max_missing * total:
             raise FileNotFoundError(
                 f"{text}\nMore than max_missing={max_missing:g} allows: check root, or raise it."

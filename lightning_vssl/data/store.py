@@ -8,7 +8,7 @@ the table are relative to it, so the folder may be moved or copied to another di
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,10 +67,10 @@ class Store:
 
     Args:
         path: A store's folder, or one that holds several, at any depth: of training and test
-            videos, say.
+            videos, say. What lies inside a store is not searched.
 
     Attributes:
-        path: As given.
+        path: The same, absolute.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -78,8 +78,8 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path).expanduser()
-        tables = sorted(self.path.rglob(f"{TABLE}.parquet"))
+        self.path = Path(path).expanduser().absolute()
+        tables = sorted(_tables(self.path))
         if not tables:
             raise FileNotFoundError(
                 f"no {TABLE}.parquet in {self.path} or below: it is there when lightning-vssl "
@@ -126,6 +126,14 @@ class Store:
     def cropped(self, name: str) -> bool:
         """Whether the video of that name (`video_name`) has lost a part of its picture."""
         return name in self._cropped
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    """Tables of the stores below a folder; those have as many files as a data set."""
+    for name, folders, files in os.walk(folder):
+        if f"{TABLE}.parquet" in files:
+            folders.clear()
+            yield Path(name) / f"{TABLE}.parquet"
 
 
 def _rows(table: Path) -> list[dict[str, object]]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_vssl.data.manifest import Entry, build_manifest
+from lightning_vssl.data.manifest import Entry, build_manifest, usable
 from lightning_vssl.data.place import Place
 from lightning_vssl.data.store import Store, repeated, store_table
 from tests.videos import write_numbered
@@ -33,6 +33,21 @@ class TestPlaces:
         assert placed[2:] == entries[2:]  # what could not be made, and what is not listed
         assert (placed[0].label, placed[0].start, placed[0].end) == (1, 2.0, 3.0)
         assert len(store) == 2
+
+    def test_stand_wherever_they_are_asked_for_from(self, tmp_path, monkeypatch):
+        """A path relative to one folder was another video's in the next."""
+        written(tmp_path / "runs", {"path": "a.mp4", "file": "videos/a.mp4"})
+        monkeypatch.chdir(tmp_path)
+        store = Store(Path("runs"))
+        assert store.path == tmp_path / "runs"
+        place = store.placed([Entry("a.mp4")], tmp_path)[0].place
+        assert place == Place(tmp_path / "runs/videos/a.mp4")
+
+    def test_what_lies_inside_a_store_is_not_searched(self, tmp_path):
+        """It has as many files as the data set, and each process would walk them all."""
+        written(tmp_path / "s", {"path": "a.mp4", "file": "videos/a.mp4"})
+        written(tmp_path / "s/videos/deep", {"path": "a.mp4", "file": "b.mp4"})
+        assert len(Store(tmp_path)) == 1
 
     def test_absolute_paths_below_the_root(self, tmp_path):
         written(tmp_path / "s", {"path": "a.mp4", "file": "x.mp4"})
@@ -86,6 +101,15 @@ class TestManifest:
             entry = Entry("a.avi", place=Place(file))
             made = build_manifest([entry], tmp_path, cache_dir=tmp_path / "c", progress=False)
             assert made.column("frames").tolist() == [frames]
+
+    def test_a_store_that_lost_files_is_named(self, tmp_path):
+        """The message sent the reader to the data set's root, where nothing was wrong."""
+        file = write_numbered(tmp_path / "store" / "x.mp4", 20)
+        lost = Place(tmp_path / "store" / "000.tar", 512, 9)
+        entries = [Entry("a.avi", place=Place(file)), Entry("b.avi", place=lost)]
+        made = build_manifest(entries, tmp_path, cache_dir=tmp_path / "cache", progress=False)
+        with pytest.raises(FileNotFoundError, match=r"1 files .* the first .*store/000\.tar: copy"):
+            usable(made, name="training")
 
     def test_rows_of_one_video(self, tmp_path):
         write_numbered(tmp_path / "a.mp4", 20)
