@@ -1,9 +1,8 @@
 """Classes of this library by the names that the papers use."""
 
-import functools
-import importlib
-import inspect
 from collections.abc import Mapping
+
+from lightning_vssl.report.settings import defaults
 
 METHODS = {
     "untouched": "none",
@@ -58,11 +57,11 @@ def backbone_name(config: Mapping[str, object]) -> tuple[str, str]:
     Returns:
         The name, and what is smaller than published, such as ``width 8``; empty if nothing is.
     """
-    module, _, kind = str(config["class_path"]).rpartition(".")
+    class_path = str(config["class_path"])
     given = config.get("init_args")
     arguments = dict(given) if isinstance(given, Mapping) else {}
-    named = str(arguments.get("name") or kind)
-    published = _defaults(module, kind)
+    named = str(arguments.get("name") or class_path.rpartition(".")[2])
+    published = {k: v for k, v in defaults(class_path).items() if v is not None}
     published |= dict(zip(("width", "depth"), _TIMM.get(named, ()), strict=False))
     changed = [
         f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -70,21 +69,3 @@ def backbone_name(config: Mapping[str, object]) -> tuple[str, str]:
         if (value := arguments.get(name)) is not None and value != published.get(name, value)
     ]
     return BACKBONES.get(named, named), ", ".join(changed)
-
-
-@functools.cache
-def _signature(module: str, kind: str) -> dict[str, object]:
-    if not module.startswith("lightning_vssl."):
-        return {}
-    owner = getattr(importlib.import_module(module), kind, None)
-    if not isinstance(owner, type):
-        return {}
-    return {name: p.default for name, p in inspect.signature(owner).parameters.items()}
-
-
-def _defaults(module: str, kind: str) -> dict[str, object]:
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in _signature(module, kind).items()
-        if value is not None and value is not inspect.Parameter.empty
-    }

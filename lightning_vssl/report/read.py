@@ -2,11 +2,14 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from lightning_vssl.backbones.weights import sha256
+import torch
+
+from lightning_vssl.backbones.weights import CONFIG_FILE, sha256
 from lightning_vssl.data.synthetic_layouts import is_built_in
 from lightning_vssl.evaluation.result import RESULT
 from lightning_vssl.report.names import DATA, METHODS, backbone_name
@@ -86,6 +89,7 @@ def _run(folder: Path) -> Run:
         if isinstance(value, int | float)
     }
     label, small = backbone_name(network)
+    epochs, steps = content.get("epochs_trained"), content.get("steps_trained")
     return Run(
         folder=folder,
         evaluation=str(content["evaluation"]),
@@ -98,6 +102,7 @@ def _run(folder: Path) -> Run:
         weights=None if weights is None else str(content.get("weights_sha256")),
         results=results,
         complete=content["complete"] is True,
+        stopped=_stopped(epochs, steps, _settings(folder)),
         protocol=_mapping(content, "protocol", folder=folder),
         setup=_evaluated_as(folder, content, str(data["class"])),
         pretraining=pretraining,
@@ -158,6 +163,35 @@ def _evaluated_as(folder: Path, content: Mapping[str, object], data: str) -> Set
     return Setup(name, changed if runs else None)
 
 
+def _settings(folder: Path) -> Settings:
+    file = folder / "config.yaml"
+    return read_settings(file) if file.is_file() else {}
+
+
+def _stopped(epochs: object, steps: object, settings: Settings) -> str:
+    """How far a training came that was to be longer; empty for one that reached its end."""
+    planned = [("epochs", epochs, settings.get("trainer.max_epochs"))]
+    planned.append(("steps", steps, settings.get("trainer.max_steps")))
+    bounds = [(unit, a, b) for unit, a, b in planned if isinstance(b, int) and b > 0]
+    known = [(unit, a, b) for unit, a, b in bounds if isinstance(a, int)]
+    if not known or any(a >= b for _, a, b in known):  # the first bound that is met ends it
+        return ""
+    unit, a, b = known[0]
+    return f"{a} of {b} {unit}"
+
+
+def _progress(weights: Path) -> tuple[object, object]:
+    """Epochs, that under way among them, and steps of an export or a checkpoint, if it says so."""
+    said: Mapping[str, object] = {}
+    if weights.is_dir() or weights.suffix == ".safetensors":
+        config = (weights if weights.is_dir() else weights.parent) / CONFIG_FILE
+        said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    elif zipfile.is_zipfile(weights):
+        said = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+    epoch = said.get("epoch")
+    return epoch + 1 if isinstance(epoch, int) else None, said.get("global_step")
+
+
 def _paper(recipe: Settings) -> dict[str, object]:
     prefix = "model.init_args.paper."
     return {k.removeprefix(prefix): v for k, v in recipe.items() if k.startswith(prefix)}
@@ -176,12 +210,12 @@ def _pretraining(folder: Path, weights: str, content: Mapping[str, object]) -> P
         settings = read_settings(run / "config.yaml")
         before = settings.get("model.init_args.weights")
         if not isinstance(before, str):
-            return _trained(settings)
+            return _trained(settings, _stopped(*_progress(file), settings))
         folder, weights, hash_now = run, before, None
     return Pretraining()
 
 
-def _trained(settings: Settings) -> Pretraining:
+def _trained(settings: Settings, stopped: str) -> Pretraining:
     kinds = (settings.get("model.class_path"), settings.get("data.class_path"))
     data, root = str(kinds[1] or ""), settings.get("data.init_args.root")
     ranked = [
@@ -199,6 +233,7 @@ def _trained(settings: Settings) -> Pretraining:
         built_in=_built_in({"class": data, "root": root}),
         settings=settings,
         setup=Setup(name, changed),
+        stopped=stopped,
     )
 
 

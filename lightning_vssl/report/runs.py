@@ -30,12 +30,14 @@ class Pretraining:
         built_in: Whether these were drawn by this package; None if not known.
         settings: Every value in force; None if not known.
         setup: Against its recipe.
+        stopped: Where it ended before its time; empty if it did not.
     """
 
     data: str = ""
     built_in: bool | None = None
     settings: Settings | None = None
     setup: Setup = Setup(None, None)
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Run:
         small: What is smaller in it than published; empty if nothing is.
         weights: Hash of the weights; None without.
         results: The numbers, in percent.
-        complete: Whether no limit cut the run short.
+        complete: Whether no limit cut the measurement short.
+        stopped: Where its training ended before its time; empty if it did not.
         protocol: As result.json says it.
         setup: Against the evaluation's recipe.
         pretraining: Of the weights; None without weights.
@@ -71,6 +74,7 @@ class Run:
     weights: str | None
     results: dict[str, float]
     complete: bool
+    stopped: str
     protocol: dict[str, object]
     setup: Setup
     pretraining: Pretraining | None
@@ -107,19 +111,26 @@ def _notes(run: Run, setting: str) -> Iterator[str]:
         yield "built-in data"
     if not run.complete:
         yield "incomplete"
+    if run.stopped:
+        yield f"trained for {run.stopped}"
     if run.split != "test":
         yield "measured in validation"
     if run.small:
         yield f"small network ({run.small})"
     yield from _said("", run.setup, "")
-    if run.pretraining is None:
-        return
-    if run.pretraining.built_in:
+    if run.pretraining is not None:
+        yield from _pretrained(run.pretraining, setting)
+
+
+def _pretrained(pretraining: Pretraining, setting: str) -> Iterator[str]:
+    if pretraining.built_in:
         yield "pretrained on built-in videos"
-    if run.pretraining.settings is None:
+    if pretraining.settings is None:
         yield "pretraining not known"
-    else:
-        yield from _said("pretrained with ", run.pretraining.setup, setting)
+        return
+    if pretraining.stopped:
+        yield f"pretrained for {pretraining.stopped}"
+    yield from _said("pretrained with ", pretraining.setup, setting)
 
 
 def _said(prefix: str, setup: Setup, setting: str) -> Iterator[str]:

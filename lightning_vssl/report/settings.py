@@ -1,12 +1,15 @@
 """What a run set otherwise than the recipe of the paper that is nearest to it."""
 
 import functools
+import importlib
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
+from lightning_vssl.backbones.weights import is_plain
 from lightning_vssl.cli import packaged_recipes
 
 # What a recipe leaves alone and a run must not change unseen.
@@ -18,8 +21,6 @@ _DEFAULTS: dict[str, object] = {
     "trainer.overfit_batches": 0.0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.gradient_clip_val": None,
-    "data.init_args.label_fraction": 1.0,
-    "data.init_args.video_fraction": 1.0,
 }
 # What is a protocol's; the rest belongs to the machine, or has a column of its own in the tables.
 _OURS = re.compile(
@@ -28,11 +29,14 @@ _OURS = re.compile(
     r"|(model|data)\.init_args\."
 )
 _ASIDE = re.compile(
-    r"model\.init_args\.(backbone|weights|paper|clips_at_once|queries_at_once|tokens_at_once)\b"
+    r"model\.init_args\.(weights|paper|clips_at_once|queries_at_once|tokens_at_once)\b"
+    r"|model\.init_args\.backbone\.(class_path|init_args\.(name|width|depth|weights|config)\b)"
+    r"|model\.init_args\.optimizer\.init_args\.(foreach|fused|capturable|differentiable)$"
     r"|data\.init_args\.(.*\.)?(root|cache_dir|num_workers|prefetch_factor|eval_batch_size|seed"
-    r"|rendered|detections|boxes|tubes|make_workers|lists|challenge)$"
+    r"|rendered|detections|boxes|tubes|make_workers|lists|challenge|store|verify)$"
     r"|.*\.(recompute|tile)$"
 )
+_BACKBONE = "model.init_args.backbone."
 
 Settings = dict[str, object]
 
@@ -63,6 +67,57 @@ def _is_class(name: str) -> bool:
     return name.endswith("class_path")
 
 
+def with_defaults(tree: object) -> object:
+    """Adds what classes take by default where a file leaves it out, so that a change is seen.
+
+    Args:
+        tree: What a YAML file holds of a model or of data.
+
+    Returns:
+        The same with all plain defaults.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    found = {name: with_defaults(value) for name, value in tree.items()}
+    if "class_path" in found:
+        given = found.pop("init_args", None)
+        named = given if isinstance(given, Mapping) else {}
+        if every := {**defaults(str(found["class_path"])), **named}:
+            found["init_args"] = every
+    return found
+
+
+@functools.cache
+def defaults(class_path: str) -> Settings:
+    """The arguments of a class of ours, or of torch's optimisers, that have plain defaults.
+
+    Args:
+        class_path: Module and class; of others nothing is known.
+
+    Returns:
+        The defaults by name, with those of what it is derived from where it hands them on.
+    """
+    module, _, kind = class_path.rpartition(".")
+    if not module.startswith(("lightning_vssl.", "torch.optim")):
+        return {}
+    try:
+        owner = getattr(importlib.import_module(module), kind, None)
+    except ImportError:  # a class of another version
+        return {}
+    found: Settings = {}
+    for base in owner.__mro__ if isinstance(owner, type) else ():
+        if "__init__" in vars(base):
+            given = inspect.signature(base).parameters
+            found = {name: parameter.default for name, parameter in given.items()} | found
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in given.values()):
+                break
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in found.items()
+        if is_plain(value)
+    }
+
+
 def value_of(text: str) -> object:
     """A value as YAML reads it: what stands behind ``=`` on a command line."""
     value: object = yaml.safe_load(text)
@@ -85,6 +140,8 @@ def read_settings(file: Path) -> Settings:
         raise ValueError(
             f"{file} is no YAML ({where}); mend it, or move it away and run again"
         ) from error
+    if isinstance(tree, Mapping):
+        tree = {k: with_defaults(v) if k in ("model", "data") else v for k, v in tree.items()}
     return leaves(tree)
 
 
@@ -113,12 +170,16 @@ def differences(recipe: Settings, run: Settings) -> dict[str, tuple[object, obje
         run: Every value in force in the run.
 
     Returns:
-        The recipe's value and the run's, by the name of the setting. What belongs to the machine,
-        the backbone and the places of files are left out.
+        The recipe's value and the run's, by the name of the setting. What belongs to the machine
+        and the places of files are left out, and another network, which the tables name.
     """
+    network = [f"{_BACKBONE}{name}" for name in ("class_path", "init_args.name")]
+    another = any(recipe.get(name) != run.get(name) for name in network)
     found: dict[str, tuple[object, object]] = {}
     for name, value in {**_DEFAULTS, **recipe}.items():
         if not _OURS.match(name) or _ASIDE.match(name):
+            continue
+        if another and name.startswith(_BACKBONE):
             continue
         mine = run.get(name, _DEFAULTS.get(name, "not set"))
         if not _same(value, mine):
@@ -127,7 +188,7 @@ def differences(recipe: Settings, run: Settings) -> dict[str, tuple[object, obje
 
 
 def _same(a: object, b: object) -> bool:
-    if isinstance(a, list) and isinstance(b, list):
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     try:
         return float(a) == float(b)  # type: ignore[arg-type]

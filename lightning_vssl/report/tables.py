@@ -1,6 +1,6 @@
 """The papers' tables with our rows beside theirs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lightning_vssl.report.papers import Column, Number, tables
@@ -73,7 +73,7 @@ def filled(runs: Sequence[Run]) -> list[Table]:
 
     A run stands in a table if the table has a column of its recipe: the one that the run's
     evaluation, data and paper's numbers name. In an ablation its pretraining must also have the
-    setting of a row.
+    setting of a row, and other data than that row's are a note.
 
     Args:
         runs: All of ours.
@@ -113,8 +113,9 @@ def _ours(numbers: Sequence[Number], known: Iterable[Row], runs: Sequence[Run]) 
         setting = next((s for s in settings if _has(run, s)), None)
         if setting is None:
             continue
+        notes = (*run.notes(setting), *_other_data(run, setting, known))
         cells = {
-            n.column: Cell(run.results[n.column.metric], number, run.notes(setting))
+            n.column: Cell(run.results[n.column.metric], number, notes)
             for n in numbers
             if _fits(run, n)
         }
@@ -149,6 +150,14 @@ def _has(run: Run, setting: str) -> bool:
         any(names(k, name) and v == value_of(value) for k, v in settings.items())
         for name, _, value in (part.partition("=") for part in setting.split("; ") if part)
     )
+
+
+def _other_data(run: Run, setting: str, known: Iterable[Row]) -> Iterator[str]:
+    """An ablation's rows are of one set of data: another says nothing of what is varied."""
+    theirs = {r.data for r in known if (r.method, r.setting) == (run.method, setting) and setting}
+    mine = run.pretraining
+    if mine is not None and theirs and mine.data and mine.data not in theirs and not mine.built_in:
+        yield f"not pretrained on {' or '.join(sorted(theirs))}"
 
 
 def _nearest(row: Row, known: Sequence[Row]) -> int:

@@ -5,6 +5,7 @@ import shutil
 from collections import defaultdict
 
 import pytest
+import torch
 import yaml
 
 from lightning_vssl import cli
@@ -120,15 +121,31 @@ class TestAPapersProtocol:
 
 class TestAblation:
     def test_takes_the_row_of_its_setting(self, tmp_path):
-        # Of CtP's recipe only the number of trajectories differs.
+        # Of CtP's recipe only the number of trajectories and the share of Kinetics differ.
         name = "model.init_args.augment.init_args.tracks.init_args.trajectories"
-        export = pretrain(tmp_path / "runs/ctp1/seed0", changes={name: 1})
+        changes = {name: 1, "data.init_args.video_fraction": 0.25}
+        export = pretrain(tmp_path / "runs/ctp1/seed0", changes=changes)
         evaluate(tmp_path / "runs/u/seed0", "eval/ucf101_finetune", TOP1, export)
         [(theirs, ours)] = ours_in(tmp_path / "runs", "CtP", "Table 2a")
-        assert theirs.setting == ours.setting == "trajectories=1"
+        assert theirs.setting == ours.setting == "trajectories=1; video_fraction=0.25"
+        assert theirs.data == ours.data == "Kinetics-400, 25 %"
         assert ours.cells[UCF].notes == ()  # that is what the row varies
         [(_, ours)] = ours_in(tmp_path / "runs", "CtP", "Table 4")
-        assert ours.cells[UCF].notes == ("pretrained with 1 setting other than recipes/ctp.yaml",)
+        assert ours.cells[UCF].notes == ("pretrained with 2 settings other than recipes/ctp.yaml",)
+
+    @pytest.mark.parametrize(
+        ("recipe", "notes"), [("ctp_ucf101", ()), ("ctp", ("not pretrained on UCF-101",))]
+    )
+    def test_a_networks_argument_is_a_setting_too(self, recipe, notes, tmp_path):
+        changes = {"model.init_args.backbone.init_args.last_stride": 2}
+        export = pretrain(tmp_path / "runs/ctp/seed0", recipe, changes)
+        evaluate(tmp_path / "runs/u/seed0", "eval/ucf101_finetune", TOP1, export)
+        [(theirs, ours)] = ours_in(tmp_path / "runs", "CtP", "supplement Table 2")
+        assert (theirs.setting, theirs.cells[UCF].number) == ("last_stride=2", 83.5)
+        assert ours.cells[UCF].notes == notes
+        [(_, ours)] = ours_in(tmp_path / "runs", "CtP", "Table 4")
+        told = f"pretrained with 1 setting other than recipes/{recipe}.yaml"
+        assert ours.cells[UCF].notes == (told,)
 
     def test_leaves_out_what_no_row_has(self, tmp_path):
         name = "model.init_args.augment.init_args.tracks.init_args.trajectories"
@@ -163,6 +180,10 @@ class TestNotThePapers:
             ({"settings": {"data.init_args.label_fraction": 0.01}}, ONE),
             ({"settings": {"trainer.limit_train_batches": 2}}, ONE),
             ({"settings": {"trainer.max_steps": 100}}, ONE),
+            ({"settings": {"model.init_args.optimizer.init_args.nesterov": True}}, ONE),
+            ({"settings": {"data.init_args.max_missing": 1.0}}, ONE),
+            # Killed, and tested from the checkpoint that there was:
+            ({"epochs_trained": 3}, "trained for 3 of 150 epochs"),
         ],
     )
     def test_says_why(self, changes, note, export, tmp_path):
@@ -197,6 +218,22 @@ class TestNotThePapers:
         evaluate(tmp_path / "runs/ft/seed0", "eval/ucf101_finetune", TOP1, export)
         [(_, row)] = ours_in(tmp_path / "runs", "CtP", "Table 4")
         assert row.cells[UCF].notes == ("pretrained on built-in videos",)
+
+    @pytest.mark.parametrize(
+        ("epoch", "notes"), [(3, ("pretrained for 4 of 90 epochs",)), (89, ()), (90, ())]
+    )
+    @pytest.mark.parametrize("form", ["export", "checkpoint"])
+    def test_a_pretraining_that_was_killed(self, form, epoch, notes, export, tmp_path):
+        # Lightning counts the last epoch as 89 in its checkpoints, the export after fit as 90.
+        progress = {"epoch": epoch, "global_step": 10}
+        (export / "config.json").write_text(json.dumps(progress))
+        last = export.parent / "checkpoints" / "last.ckpt"
+        last.parent.mkdir()
+        torch.save(progress, last)
+        weights = export if form == "export" else last
+        evaluate(tmp_path / "runs/ft/seed0", "eval/ucf101_finetune", TOP1, weights)
+        [(_, row)] = ours_in(tmp_path / "runs/ft", "CtP", "Table 4")
+        assert row.cells[UCF].notes == notes
 
     @pytest.mark.parametrize("gone", ["settings", "weights", "bytes"])
     def test_a_pretraining_that_cannot_be_told(self, gone, export, tmp_path):
