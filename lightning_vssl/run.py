@@ -31,6 +31,7 @@ import lightning_vssl
 from lightning_vssl import callbacks, datamodules, evaluation, jobs, methods, proposals
 from lightning_vssl.callbacks.progress import progress_bar
 from lightning_vssl.cli import TOOLS
+from lightning_vssl.data.atomic import whole_file
 from lightning_vssl.datamodules.base import VideoDataModule
 from lightning_vssl.jobs.base import Job
 
@@ -218,10 +219,14 @@ class RunCSVLogger(CSVLogger):
         if not path.is_file():
             return
         with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-        column = rows[0].index("step")
-        kept = [rows[0]] + [row for row in rows[1:] if int(row[column]) < step]
-        with path.open("w", newline="") as file:
+            names, *rows = list(csv.reader(file)) or [[]]
+        if "step" not in names:  # cut short while its first row was written
+            path.unlink()
+            return
+        column = names.index("step")
+        whole = [row for row in rows if len(row) == len(names)]  # all but a last one cut short
+        kept = [names] + [row for row in whole if int(row[column]) < step]
+        with whole_file(path) as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(kept)
 
 

@@ -145,6 +145,19 @@ class TestResume:
         cli.main(["fit", *tiny, "--ckpt_path", str(checkpoint), "--trainer.max_epochs", "3"])
         assert steps("runs/tiny/seed0") == list(range(12))
 
+    def test_numbers_cut_short_do_not_stop_a_resumed_run(self, tmp_path):
+        """A full disk leaves half a row, or a file without its first."""
+        file = tmp_path / "metrics.csv"
+        file.write_text("epoch,step,train/loss\n0,1,2.0\n0,2,1.0\n0")
+        run.RunCSVLogger(str(tmp_path)).rewind(2)
+        assert file.read_text() == "epoch,step,train/loss\n0,1,2.0\n"
+        file.write_text("")
+        logger = run.RunCSVLogger(str(tmp_path))
+        logger.rewind(2)
+        logger.log_metrics({"train/loss": 0.5}, step=2)
+        logger.save()
+        assert file.read_text().splitlines() == ["step,train/loss", "2,0.5"]
+
     def test_checkpoint_file_does_not_beat_the_command_line(self, tiny):
         # LightningCLI takes a checkpoint's hyper-parameters over YAML and flags.
         cli.main(["fit", *tiny])

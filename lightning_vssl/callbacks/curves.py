@@ -29,12 +29,14 @@ def read_curve(file: Path, column: str) -> Curve:
         column: Which of its numbers, for instance ``train/loss``.
 
     Returns:
-        The mean of what was logged in each epoch; empty if nothing was.
+        The mean of what was logged in each epoch; empty if nothing was. What ``validate`` added
+        later, under step 0, is no part of it.
 
     Raises:
         ValueError: If the file is no table of a run, or a line of it holds no number.
     """
     found: dict[int, list[float]] = defaultdict(list)
+    latest = 0
     with file.open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
         if any(name not in (reader.fieldnames or ()) for name in _NEEDED):
@@ -43,12 +45,16 @@ def read_curve(file: Path, column: str) -> Curve:
             if not (row.get(column) and row["epoch"]):
                 continue
             try:
-                found[int(row["epoch"]) + 1].append(float(row[column]))
+                epoch, step, value = int(row["epoch"]), int(row["step"]), float(row[column])
             except ValueError:
                 raise ValueError(
-                    f"{file}, line {reader.line_num}: {row[column]!r} ({column}) or "
-                    f"{row['epoch']!r} (epoch) is not a number; was the run killed while it wrote?"
+                    f"{file}, line {reader.line_num}: {row[column]!r} ({column}), {row['epoch']!r} "
+                    f"(epoch) or {row['step']!r} (step) is not a number; was the run killed while "
+                    "it wrote?"
                 ) from None
+            if step >= latest:
+                found[epoch + 1].append(value)
+                latest = step
     return [(epoch, sum(values) / len(values)) for epoch, values in sorted(found.items())]
 
 

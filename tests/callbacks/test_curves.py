@@ -63,6 +63,13 @@ def test_reads_the_mean_of_each_epoch(tmp_path):
     assert read_curve(tmp_path / "metrics.csv", "val/top5") == []
 
 
+def test_what_validate_adds_later_is_no_epoch(tmp_path):
+    """`lightning-vssl validate` logs into the run's file, under epoch 0 and step 0."""
+    (tmp_path / "metrics.csv").write_text(TABLE + "0,0,,50\n2,9,,60\n")
+    curve = read_curve(tmp_path / "metrics.csv", "val/top1")
+    assert curve == [(1, 12.5), (2, 50.0), (3, 60.0)]
+
+
 def test_what_is_drawn_is_what_was_read():
     figure = draw_curves(
         {"pretrained": [(1, 2.0), (2, 1.0)], "scratch": [(1, 3.0)]},
