@@ -4,7 +4,10 @@ A store is a folder that a job has left, `lightning_vssl.jobs.transcode` or
 `lightning_vssl.jobs.shards`: files or tar shards, and ``videos.parquet`` with a row for each video.
 A data module with ``--data.store FOLDER`` lists the data set as ever, from its own lists, with the
 same names, labels and spans, and so in the same order; only the bytes come from the store. Paths in
-the table are relative to it, so the folder may be moved or copied to another disk.
+the table are relative to it, so the folder may be moved or copied to another disk. The originals
+need not come along where the data set's lists say where a video lies (UCF-101, HMDB-51,
+Something-Something, with an empty folder in their videos' place) and for Kinetics, whose clips are
+looked for in the store too; modules that list a folder to learn what there is still need them.
 """
 
 import os
@@ -87,6 +90,7 @@ class Store:
                 "videos; run it again to go on"
             )
         self._places: dict[str, Place] = {}
+        self._names: dict[str, list[str]] | None = None
         self._cropped: set[str] = set()
         owners: dict[str, Path] = {}
         for table in tables:
@@ -122,6 +126,26 @@ class Store:
             entry if place is None else replace(entry, place=place)
             for entry, place in zip(entries, places, strict=True)
         ]
+
+    def names(self, folder: str) -> list[str]:
+        """Videos that lay in a folder of the data set, without those of its sub-folders.
+
+        Args:
+            folder: Below the data set's root.
+
+        Returns:
+            Their names within it, as the originals had them.
+        """
+        if self._names is None:
+            self._names = {}
+            for path in self._places:
+                above, _, name = path.rpartition("/")
+                self._names.setdefault(above, []).append(name)
+        return self._names.get(folder, [])
+
+    def below(self, folder: str) -> bool:
+        """Whether any video lay in a folder of the data set, at any depth."""
+        return any(path.startswith(f"{folder}/") for path in self._places)
 
     def cropped(self, name: str) -> bool:
         """Whether the video of that name (`video_name`) has lost a part of its picture."""

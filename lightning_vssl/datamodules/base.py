@@ -235,12 +235,14 @@ class VideoDataModule(LightningDataModule):
     def _placed(self, split: Split) -> tuple[list[Entry], tuple[str, ...]]:
         """As `entries`; with ``store``, each with where it lies there."""
         entries, classes = self.entries(split)
-        if self.store is None:
-            return entries, classes
-        if self._store is None:
+        store = self._opened()
+        return entries if store is None else store.placed(entries, self.root), classes
+
+    def _opened(self) -> Store | None:
+        """The store, read once."""
+        if self._store is None and self.store is not None:
             self._store = Store(self.store)
-        placed = self._store.placed(entries, self.root)
-        return placed, classes
+        return self._store
 
     def _warn_of_store(self, split: Split, entries: Sequence[Entry]) -> None:
         """Says which videos the store lacks, and whether boxes may not fit those it has."""

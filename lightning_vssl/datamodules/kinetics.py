@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_vssl.data.manifest import Entry
+from lightning_vssl.data.store import Store
 from lightning_vssl.datamodules.base import Split, VideoDataModule, require_files
 from lightning_vssl.datamodules.options import Unpack, VideoOptions
 
@@ -86,7 +87,7 @@ class Kinetics(VideoDataModule):
                 f"{files[source]} has classes that {files['train']} lacks: "
                 f"{', '.join(strange[:10])}; are both of Kinetics-{self.variant}?"
             )
-        find = _Clips(self.root, self._folder(source))
+        find = _Clips(self.root, self._folder(source), self._opened())
         entries = [Entry(find(label, clip), labels.get(label, -1)) for label, clip in rows]
         return entries, classes
 
@@ -102,16 +103,23 @@ class Kinetics(VideoDataModule):
         return next((place for place in places if place.is_file()), places[0])
 
     def _folder(self, split: str) -> str:
-        names = _ALIASES[_split(split)]
-        return next((name for name in names if (self.root / name).is_dir()), names[0])
+        names, store = _ALIASES[_split(split)], self._opened()
+        there = [name for name in names if (self.root / name).is_dir()]
+        if store is not None:
+            there += [name for name in names if store.below(name)]
+        return next(iter(there), names[0])
 
 
 class _Clips:
-    """Finds clips on disk with one listing per folder rather than one look-up per file."""
+    """Finds clips with one listing per folder rather than one look-up per file.
 
-    def __init__(self, root: Path, folder: str) -> None:
+    Where a store has them, the originals may be gone, and it knows what they were called.
+    """
+
+    def __init__(self, root: Path, folder: str, store: Store | None) -> None:
         self._root = root
         self._folder = folder
+        self._store = store
         self._listed: dict[str, dict[str, str]] = {}
 
     def __call__(self, label: str, clip: str) -> str:
@@ -126,7 +134,8 @@ class _Clips:
     def _list(self, folder: str) -> dict[str, str]:
         if folder not in self._listed:
             place = self._root / folder
-            files = place.iterdir() if place.is_dir() else ()
+            stored = [] if self._store is None else self._store.names(folder)
+            files = [*map(Path, stored), *(place.iterdir() if place.is_dir() else ())]
             self._listed[folder] = {
                 file.stem: file.name for file in files if file.suffix in _SUFFIXES
             }

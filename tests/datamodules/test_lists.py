@@ -1,11 +1,14 @@
 """The official lists of the datasets, written small."""
 
 import logging
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from lightning_vssl.data.clips import UniformClips
+from lightning_vssl.data.store import TABLE, store_table
 from lightning_vssl.data.windows import WholeFrame
 from lightning_vssl.datamodules.hmdb51 import HMDB51
 from lightning_vssl.datamodules.kinetics import Kinetics
@@ -185,6 +188,24 @@ def test_kinetics(kinetics, caplog):
     assert listed(data, "val") == [("val/v1_000000_000010.webm", 0)]
     assert listed(data, "test") == [("test/t1_000000_000010.mp4", -1)]
     assert listed(Kinetics(kinetics), "test") == listed(data, "val")
+
+
+def test_kinetics_whose_videos_are_in_a_store_alone(kinetics, tmp_path_factory):
+    """Only the usual names of the clips were looked for, so that most were called missing."""
+    truth = [listed(Kinetics(kinetics), split) for split in ("train", "val")]
+    (kinetics / "val").rename(kinetics / "validation")
+    files = [f for folder in ("train", "validation") for f in (kinetics / folder).rglob("*.*")]
+    usual = {"file": "x", "offset": 512, "size": 9, "cropped": False, "error": ""}
+    rows = [{"path": str(file.relative_to(kinetics)), **usual} for file in files]
+    store = tmp_path_factory.mktemp("store")
+    pq.write_table(store_table(rows), store / f"{TABLE}.parquet")
+    for folder in ("train", "validation"):
+        shutil.rmtree(kinetics / folder)
+    data = Kinetics(kinetics, store=store)
+    assert listed(data, "train") == truth[0]
+    assert listed(data, "val") == [("validation/v1_000000_000010.webm", 0)]
+    placed = [entry.place for split in ("train", "val") for entry in data._placed(split)[0]]
+    assert [place is None for place in placed] == [False, False, True, False]
 
 
 def test_kinetics_that_is_not_there(kinetics):
