@@ -1,6 +1,7 @@
 """Pictures of what a method learns, written beside the run."""
 
 import colorsys
+import math
 from abc import abstractmethod
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def draw_tracks(
 
     Args:
         clips: Pixels in [0, 1], (B, 3, T, H, W); one row of the picture each.
-        true: Boxes, (B, K, T, 4), xyxy in pixels: solid, a colour for each patch.
+        true: Boxes, (B, K, T, 4), xyxy in pixels: solid, a colour for each patch. NaN where none
+            is known: only the predicted one is drawn.
         predicted: Boxes, (B, K, T, 4): pink, with a line to the true box's centre.
         columns: Frames shown of each clip, evenly spread from the first to the last.
         zoom: Pixels of the picture per pixel of the clip.
@@ -56,9 +58,10 @@ def draw_tracks(
             for k in range(true.shape[1]):
                 right = [zoom * v for v in true[row, k, t].tolist()]
                 guess = [zoom * v for v in _ordered(predicted[row, k, t].tolist())]
-                overlay.rectangle(right, outline=_TRUE[k % len(_TRUE)], width=2)
+                if not math.isnan(right[0]):
+                    overlay.rectangle(right, outline=_TRUE[k % len(_TRUE)], width=2)
+                    overlay.line([*_centre(right), *_centre(guess)], fill=_PREDICTED, width=1)
                 overlay.rectangle(guess, outline=_PREDICTED, width=1)
-                overlay.line([*_centre(right), *_centre(guess)], fill=_PREDICTED, width=1)
             overlay.text((3, 2), f"frame {t + 1}", fill=(255, 255, 255))
             sheet.paste(frame, (left, top))
     return sheet

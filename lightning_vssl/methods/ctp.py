@@ -134,7 +134,7 @@ class CtP(Method):
             "loss_centre": centre.detach(),
             "loss_size": size.detach(),
             "views": batch["views"],
-            "trajectories": boxes,
+            "trajectories": boxes.where(weights[..., None] > 0, torch.nan),  # what was asked for
             "predicted": followed,
             "embedding": feature_map.detach().mean((2, 3, 4)),  # (B, C)
         }

@@ -90,6 +90,19 @@ class TestTeacher:
             assert torch.equal(many[name][2:3], alone[name])
         assert many["trajectories"].diff(dim=2).abs().amax((1, 2, 3)).tolist() == [0, 1, 2, 3]
 
+    def test_the_tracker_is_shown_the_clips_own_pixels_blue_first(self, monkeypatch):
+        seen = []
+
+        def noted(frames, box):
+            seen.append(frames)
+            return np.ones((len(frames), 5), np.float32)
+
+        monkeypatch.setattr("lightning_vssl.augment.label_sources.follow_kcf", noted)
+        video = torch.randint(0, 256, (1, 1, 4, 3, 40, 48), dtype=torch.uint8)
+        plain(TeacherTracks(scales=SMALL, trajectories=1), flip=0)({"video": video, "key": keys(1)})
+        (frames,) = seen
+        assert np.array_equal(frames[..., ::-1], video[0, 0].permute(0, 2, 3, 1).numpy())
+
     def test_what_it_needs_is_named(self, monkeypatch):
         with pytest.raises(ValueError, match="trajectories must be at least 1, got 0"):
             TeacherTracks(trajectories=0)

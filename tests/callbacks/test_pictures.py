@@ -36,6 +36,14 @@ def test_true_and_predicted_boxes_lie_where_they_are():
     assert pink[30 * 4, 2 * 4 : 12 * 4].all()
 
 
+def test_a_box_that_is_not_known_is_not_drawn_as_true():
+    clips = torch.zeros(1, 3, 1, 32, 32)
+    unknown, predicted = _boxes((torch.nan,) * 4), _boxes((2, 20, 12, 30))
+    cell = np.asarray(draw_tracks(clips, unknown, predicted, zoom=4))[18:, 4:].astype(int)
+    assert not ((cell[..., 1] > 200) & (cell[..., 0] < 100)).any()
+    assert ((cell[..., 0] > 200) & (cell[..., 1] < 100)).any()
+
+
 def test_a_box_with_swapped_corners_is_drawn():
     clips = torch.zeros(1, 3, 1, 16, 16)
     draw_tracks(clips, _boxes((2, 2, 8, 8)), _boxes((8, 8, 2, 2)), columns=1)

@@ -62,6 +62,23 @@ def test_step_equals_the_loss_written_out():
     assert outputs["loss"].item() == pytest.approx(smooth.sum().item() / (2 * 3 * 16), rel=1e-12)
 
 
+def test_frames_that_weigh_nothing_change_no_loss_and_are_handed_on_as_unknown():
+    method = _small().eval()
+    batch = method.augment(_batch())
+    weights = torch.ones_like(batch["trajectory_weights"])
+    weights[0, 1, 4:] = 0
+    moved = batch["trajectories"].clone()
+    moved[0, 1, 4:] = 3.0
+    names = {**batch, "trajectory_weights": weights}
+    with torch.no_grad():
+        outputs = method._step(names)
+        other = method._step({**names, "trajectories": moved})
+    assert outputs["loss"] == other["loss"]
+    known = outputs["trajectories"].isfinite().all(-1)
+    assert torch.equal(known, weights > 0)
+    assert torch.equal(outputs["trajectories"][known], batch["trajectories"][known])
+
+
 def test_every_parameter_gets_a_gradient():
     method = _small()
     method._step(method.augment(_batch()))["loss"].backward()
