@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 DEBUG = "LIGHTNING_VSSL_DEBUG"
 TOOLS = ("export", "demo", "report", "efficiency")
 """Commands beside Lightning's."""
+_OVERVIEW = """\
+usage: lightning-vssl <command> [options]
+
+Self-supervised learning from video.
+
+commands:
+  fit         trains a method, or an evaluation that learns
+  validate    measures an evaluation on the validation split
+  test        measures an evaluation and writes result.json
+  predict     runs a job over all videos, such as recipes/jobs/transcode.yaml
+  export      writes the backbone of a checkpoint as plain weights
+  demo        draws the built-in videos, in the layout of a data set
+  report      sets all results beside the papers' tables
+  efficiency  fine-tunes with 1 to 100 % of the labels and draws the curve
+
+  lightning-vssl fit --config recipes/quickstart.yaml    to begin with
+  lightning-vssl fit --help                              the options of a command
+  lightning-vssl fit --model.help CtP                    the arguments of a class
+  lightning-vssl --version
+"""
 _MEDIA_ERRORS = ("UnreadableVideo", "TooManyUnreadable", "UnreadableFrame")
 _WORKER_ERRORS = (*_MEDIA_ERRORS, "ValueError", "FileNotFoundError", "OSError")
 
@@ -30,10 +50,13 @@ def main(args: "ArgsType" = None) -> None:
             there. A dict or a jsonargparse Namespace is a parsed configuration, as in LightningCLI.
 
     Raises:
-        SystemExit: After an error that the user can mend: one line on stderr, without a traceback
-            unless the variable LIGHTNING_VSSL_DEBUG is 1.
+        SystemExit: After an overview of the commands; after an error that the user can mend: one
+            line on stderr, without a traceback unless the variable LIGHTNING_VSSL_DEBUG is 1.
     """
     arguments = sys.argv[1:] if args is None else args
+    if isinstance(arguments, list) and (not arguments or arguments[0] in ("-h", "--help")):
+        print(_OVERVIEW, end="", file=sys.stdout if arguments else sys.stderr)
+        sys.exit(0 if arguments else 2)
     try:
         if isinstance(arguments, list) and arguments and arguments[0] in TOOLS:
             _tool(arguments[0], arguments[1:])

@@ -283,8 +283,17 @@ def efficiency_command(arguments: list[str], run: Runner = in_a_process) -> None
     )
     parser.add_argument("--config", action="append", required=True, help="an evaluation's recipe")
     parser.add_argument("--weights", help="what was pretrained; without it, scratch alone")
-    parser.add_argument("--fractions", type=float, nargs="+", default=list(FRACTIONS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=list(FRACTIONS),
+        metavar="SHARE",
+        help=f"shares of the labels, in (0, 1] [{' '.join(map(str, FRACTIONS))}]",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="each draws its own share [0]"
+    )
     parser.add_argument("--no-scratch", action="store_true", help="the pretrained curve alone")
     parser.add_argument("--metric", default="top1", help="which result of the test")
     parser.add_argument("--out", type=Path, help="folder of the curve; runs/efficiency_<recipe>")

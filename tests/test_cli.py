@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,15 @@ class TestMistakes:
         assert "no command 'fitt'; did you mean 'fit'?" in refused(capsys, "fitt")
         said = refused(capsys, "xyz")
         assert "choose fit, validate, test, predict, export, demo" in said
+
+    @pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+    def test_every_command_is_listed(self, words, status, capsys):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == status
+        out, err = capsys.readouterr()
+        listed = re.findall(r"^  (\w+)  ", out if words else err, re.MULTILINE)
+        assert listed == [*run.RunCLI.subcommands(), *cli.TOOLS]
 
     def test_bug_keeps_its_traceback(self, monkeypatch):
         def broken(words):
