@@ -67,18 +67,11 @@ def _is_class(name: str) -> bool:
     return name.endswith("class_path")
 
 
-def with_defaults(tree: object) -> object:
-    """Adds what classes take by default where a file leaves it out, so that a change is seen.
-
-    Args:
-        tree: What a YAML file holds of a model or of data.
-
-    Returns:
-        The same with all plain defaults.
-    """
+def _with_defaults(tree: object) -> object:
+    """Adds what classes take by default where a file leaves it out, so that a change is seen."""
     if not isinstance(tree, Mapping):
         return tree
-    found = {name: with_defaults(value) for name, value in tree.items()}
+    found = {name: _with_defaults(value) for name, value in tree.items()}
     if "class_path" in found:
         given = found.pop("init_args", None)
         named = given if isinstance(given, Mapping) else {}
@@ -141,7 +134,7 @@ def read_settings(file: Path) -> Settings:
             f"{file} is no YAML ({where}); mend it, or move it away and run again"
         ) from error
     if isinstance(tree, Mapping):
-        tree = {k: with_defaults(v) if k in ("model", "data") else v for k, v in tree.items()}
+        tree = {k: _with_defaults(v) if k in ("model", "data") else v for k, v in tree.items()}
     return leaves(tree)
 
 
