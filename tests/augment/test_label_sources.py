@@ -66,6 +66,15 @@ class TestTeacher:
         assert found[:, 4].tolist() == [1] * 6 + [0] * 6
         assert (found[6:, :4] == found[5, :4]).all()
 
+    def test_the_box_of_what_leaves_the_frame_ends_at_its_border(self):
+        ground = texture(64, 140, 0)
+        clip = np.stack([ground[:, 4 * t : 4 * t + 64] for t in range(14)])
+        found = follow_kcf(clip, (20, 20, 44, 44))
+        assert found[:9, 4].all()
+        assert found[:9, 0].tolist() == [20, 16, 12, 8, 4, 0, 0, 0, 0]
+        assert found[:9, 2].tolist() == list(range(44, 8, -4))
+        assert not found[11:, 4].any()  # gone
+
     def test_boxes_start_where_patches_do_and_clips_stay(self):
         video = torch.randint(0, 256, (3, 1, 6, 3, 64, 64), dtype=torch.uint8)
         teacher = plain(TeacherTracks(scales=SMALL), flip=0)
