@@ -77,7 +77,9 @@ def _removed(backbone: Backbone, stages: Sequence[str]) -> dict[int, int]:
             raise ValueError(f"stages must be among {', '.join(names[1:])}; got {stage!r}")
         before = spaces[names[names.index(stage) - 1]]
         if spaces[stage] == before or spaces[stage] in removed:
-            raise ValueError(f"{stage} has no stride to take out: strides are {spaces}")
+            raise ValueError(
+                f"{stage} has no stride to take out, leave it out: strides are {spaces}"
+            )
         removed[spaces[stage]] = spaces[stage] // before
     return removed
 

@@ -5,7 +5,9 @@ Darcet et al. 2024. transformers (the extra ``hub``) is imported where it is use
 that names this class needs it.
 """
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -69,8 +71,8 @@ class TransformersNet(TokenBackbone):
         config: Entries of transformers' ``config.json`` that differ from that size's, such as
             ``{"num_frames": 8}``; what the network has no entry for is refused.
         weights: Name of a repository on the hub, such as ``facebook/dinov2-base``, or a folder
-            that transformers' ``save_pretrained`` wrote; its ``config.json`` then leads. None for
-            random weights.
+            that transformers' ``save_pretrained`` wrote, in any precision; its ``config.json``
+            leads where ``config`` says nothing. None for random weights.
         pixels: Mean and standard deviation of R, G, B in units of [0, 1].
 
     Raises:
@@ -257,21 +259,11 @@ def _read(name: str, weights: str, config: Mapping[str, Any] | None) -> _Made:
     family, _, size = name.rpartition("_")
     own = _checked(family, config)
     kind, model = _kinds(family)
-    from transformers import AutoConfig
-
-    try:
-        found = AutoConfig.from_pretrained(weights)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"transformers reads no network at weights={weights!r}: {error}"
-        ) from error
-    if not isinstance(found, kind):
-        raise ValueError(
-            f"weights={weights!r} are a {found.model_type}'s, name={name} is a {kind.model_type}"
-        )
     published = _published(family, size)
-    for entry in ("hidden_size", "num_hidden_layers"):
-        wanted = own.get(entry, published[entry])
+    found = _configuration(name, weights, kind)
+    plain = {**kind().to_dict(), **published}
+    for entry in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        wanted = own.get(entry, plain[entry])
         if getattr(found, entry) != wanted:
             raise ValueError(
                 f"weights={weights!r} have {entry} {getattr(found, entry)}, {name} has {wanted}: "
@@ -279,20 +271,71 @@ def _read(name: str, weights: str, config: Mapping[str, Any] | None) -> _Made:
             )
     for entry, value in own.items():
         setattr(found, entry, value)
-    try:
-        net, told = model.from_pretrained(weights, config=found, output_loading_info=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"weights={weights!r} do not fit {name}: {error}") from error
-    lacking = sorted(key for key in told["missing_keys"] if not key.startswith("predictor."))
-    if lacking:
-        raise ValueError(f"weights={weights!r} lack {len(lacking)} entries: {lacking[:3]}, ...")
-    plain = {**kind().to_dict(), **published}
+    net = _loaded(name, weights, model, found)
     differing = {
         entry: value
         for entry in _entries(kind)
-        if (value := getattr(found, entry)) != plain[entry] and not entry.startswith("pred_")
+        if (value := getattr(found, entry)) != plain[entry]
+        and not entry.startswith(("pred_", "decoder_"))
     }
     return _Made(_kept(net), differing)
+
+
+def _configuration(name: str, weights: str, kind: Any) -> Any:  # noqa: ANN401
+    """What stands in ``config.json``, if it is the network's."""
+    from transformers import AutoConfig
+
+    if weights.startswith(("/", ".", "~")) and not Path(weights).is_dir():
+        raise ValueError(f"there is no folder weights={weights!r}")
+    try:
+        found = AutoConfig.from_pretrained(weights)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers reads no network at weights={weights!r}: {error} (an export of this "
+            "package goes to an evaluation's own weights, or to load_weights)"
+        ) from error
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"weights={weights!r} are a {found.model_type}'s, name={name} is a {kind.model_type}"
+        )
+    return found
+
+
+def _loaded(name: str, weights: str, model: Any, config: Any) -> Any:  # noqa: ANN401
+    """The network with all its weights, in float32 whatever the file's precision."""
+    from safetensors import SafetensorError
+
+    try:
+        net, told = model.from_pretrained(
+            weights,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"weights={weights!r} cannot be read as {name}: {error}") from error
+    wrong = [
+        f"{key} {tuple(has)} for {tuple(wants)}" for key, has, wants in told["mismatched_keys"]
+    ]
+    if wrong:
+        raise ValueError(
+            f"weights={weights!r} do not fit {name} as config has it: {len(wrong)} entries have "
+            f"other shapes: {', '.join(sorted(wrong)[:3])}"
+        )
+    lacking = sorted(key for key in told["missing_keys"] if not key.startswith("predictor."))
+    if lacking:
+        raise ValueError(f"weights={weights!r} lack {len(lacking)} entries: {lacking[:3]}, ...")
+    # Heads and decoders may be left over, a part of the network may not.
+    part = re.compile(rf"({model.base_model_prefix}\.)?(embeddings|encoder|layernorm)\.")
+    over = sorted(key for key in told["unexpected_keys"] if part.match(key))
+    over = [key for key in over if not key.endswith(".mask_token")]
+    if over:
+        raise ValueError(
+            f"weights={weights!r} have {len(over)} entries that {name} lacks as config has it: "
+            f"{over[:3]}, ..."
+        )
+    return net
 
 
 def _kept(net: Any) -> nn.Module:  # noqa: ANN401

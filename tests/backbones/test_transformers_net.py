@@ -228,13 +228,49 @@ def test_videomae_is_built_for_another_size_with_the_same_weights():
 
 def test_weights_of_another_network_are_refused(tmp_path):
     theirs("dinov2_base").save_pretrained(tmp_path)
+    own = {**SMALL, **OWN["dinov2_base"]}
     with pytest.raises(ValueError, match="are a dinov2's, name=videomae_base is a videomae"):
         TransformersNet("videomae_base", weights=str(tmp_path))
     with pytest.raises(ValueError, match="have hidden_size 48, dinov2_base has 768: name the size"):
         TransformersNet("dinov2_base", weights=str(tmp_path))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="reads no network at weights="):
-        TransformersNet("dinov2_base", weights=str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="have num_attention_heads 4, dinov2_base has 8"):
+        TransformersNet(
+            "dinov2_base", weights=str(tmp_path), config={**own, "num_attention_heads": 8}
+        )
+    with pytest.raises(ValueError, match=r"2 entries have other shapes: .*\(48, 3, 8, 8\) for"):
+        TransformersNet("dinov2_base", weights=str(tmp_path), config={**own, "patch_size": 16})
+
+
+def test_what_transformers_cannot_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder weights="):
+        TransformersNet("dinov2_base", weights=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"reads no network at weights=.*goes to an evaluation's"):
+        TransformersNet("dinov2_base", weights=str(tmp_path))
+    theirs("dinov2_base").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"cannot be read as dinov2_base: .*not fully covered"):
+        TransformersNet(
+            "dinov2_base", weights=str(tmp_path), config={**SMALL, **OWN["dinov2_base"]}
+        )
+
+
+def test_a_part_of_the_network_is_not_left_over_in_silence(tmp_path):
+    theirs("videomae_base").save_pretrained(tmp_path)
+    own = {**SMALL, **OWN["videomae_base"], "use_mean_pooling": True}  # has no final norm
+    with pytest.raises(ValueError, match=r"have 2 entries that videomae_base lacks .*layernorm"):
+        TransformersNet("videomae_base", weights=str(tmp_path), config=own)
+
+
+def test_weights_stored_in_half_precision_are_computed_with_in_single(tmp_path):
+    peer = theirs("dinov2_base").half()
+    peer.save_pretrained(tmp_path)
+    network = TransformersNet(
+        "dinov2_base", weights=str(tmp_path), config={**SMALL, **OWN["dinov2_base"]}
+    ).eval()
+    images = rand(1, 3, 32, 32)
+    with torch.no_grad():
+        check_map(network(images), peer.float()(images).last_hidden_state[:, 1:])
 
 
 def test_decay_spares_positions_and_tokens():
