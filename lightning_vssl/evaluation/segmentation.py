@@ -87,8 +87,8 @@ class MaskPropagation(Evaluation):
 
     The defaults are VFS's for a ResNet-50. A 3-D network sees each frame as a clip of its own, with
     ``neighbours`` frames on each side, the first and last repeated beyond the ends, and its map in
-    the middle is taken. An encoder of patches takes frames whose sides are multiples of its patch:
-    set ``multiple``.
+    the middle is taken. An encoder of patches fills frames up to whole patches, and cells and
+    labels are then up to a patch apart at the far ends: set ``multiple`` to the side of its patch.
 
     Args:
         backbone: The network, or None to take the one that ``weights`` describes.
