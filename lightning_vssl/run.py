@@ -387,6 +387,7 @@ class RunCLI(LightningCLI):
                 "of a batch; use 32-true, bf16-mixed or 16-mixed"
             )
         model = config.model.class_path.rpartition(".")[2]
+        _refuse_command(config.model.class_path, self.subcommand)
         folder = run_folder(trainer.default_root_dir, model, config.seed_everything)
         trainer.default_root_dir = folder
         if self.subcommand != "fit":
@@ -456,6 +457,20 @@ class RunCLI(LightningCLI):
         folder = Path(self.trainer.default_root_dir)
         videos = self.datamodule.root if isinstance(self.datamodule, VideoDataModule) else None
         return _closing(f"{done}. In {folder}:", folder, videos)
+
+
+def _refuse_command(class_path: str, command: str) -> None:
+    """Says which command a model is for; Lightning would raise about a step that it lacks."""
+    module, _, name = class_path.rpartition(".")
+    owner = getattr(sys.modules.get(module), name, None)
+    steps = {"fit": "training", "validate": "validation", "test": "test", "predict": "predict"}
+    known = [
+        verb
+        for verb, step in steps.items()
+        if getattr(owner, f"{step}_step", None) is not getattr(pl.LightningModule, f"{step}_step")
+    ]
+    if owner is not None and known and command not in known:
+        raise ValueError(f"{name} is not run by {command}, but by {' or '.join(known)}")
 
 
 def _refuse_silent_restore(folder: str, subcommand: str, ckpt_path: str | None) -> None:

@@ -222,6 +222,20 @@ class TestMistakes:
         said = refused(capsys, "xyz")
         assert "choose fit, validate, test, predict, export, demo" in said
 
+    @pytest.mark.parametrize(
+        ("command", "recipe", "answer"),
+        [
+            ("fit", "eval/retrieval", "Retrieval is not run by fit, but by test"),
+            ("test", "ctp", "CtP is not run by test, but by fit"),
+            ("fit", "jobs/shards", "ShardJob is not run by fit, but by predict"),
+        ],
+    )
+    def test_a_recipe_for_another_command(self, command, recipe, answer, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit, match=answer):
+            cli.main([command, "--config", f"recipes/{recipe}.yaml"])
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
     def test_every_command_is_listed(self, words, status, capsys):
         with pytest.raises(SystemExit) as ended:
