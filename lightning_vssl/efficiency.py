@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -298,6 +299,10 @@ def efficiency_command(arguments: list[str], run: Runner = in_a_process) -> None
     parser.add_argument("--metric", default="top1", help="which result of the test")
     parser.add_argument("--out", type=Path, help="folder of the curve; runs/efficiency_<recipe>")
     given, rest = parser.parse_known_args(arguments)
+    ours = [f"--{name.replace('_', '-')}" for name in vars(given)]
+    for word in rest:  # fit would be asked for it, and knows nothing of ours
+        if close := get_close_matches(word.partition("=")[0], ours, n=1, cutoff=0.85):
+            raise ValueError(f"efficiency has no option {word}; did you mean {close[0]}?")
     out = given.out or Path("runs") / f"efficiency_{Path(given.config[0]).stem}"
     words = [word for config in given.config for word in ("--config", config)]
     curve = Efficiency(

@@ -108,6 +108,17 @@ def test_a_misspelt_option_is_mended_under_the_same_folder(tmp_path):
     assert stored(tmp_path) == {("scratch", 1.0): 50.0}
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--fraction", "--fractions"), ("--no_scratch", "--no-scratch"), ("--weight=x", "--weights")],
+)
+def test_a_misspelt_option_of_its_own_is_named_at_once(word, meant):
+    run = Faked()
+    with pytest.raises(ValueError, match=f"no option {word}; did you mean {meant}"):
+        efficiency_command(["--config", "x.yaml", word, "0.1"], run)
+    assert run.seen == []
+
+
 def test_what_is_drawn_is_the_mean_of_the_seeds():
     points = [
         Point("pretrained", 0.1, 0, 40.0, True, "a"),
