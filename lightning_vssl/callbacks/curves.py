@@ -74,7 +74,7 @@ def draw_curves(
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, curve in losses.items():
-        left.plot(*_columns(curve), label=name)
+        left.plot(*_columns(curve), marker="o", markersize=2, label=name)
     for name, curve in accuracies.items():
         best = f"{name}, last {curve[-1][1]:.1f}" if curve else name
         right.plot(*_columns(curve), marker="o", markersize=3, label=best)

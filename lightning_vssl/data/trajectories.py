@@ -40,7 +40,8 @@ class TrajectoryClips(Dataset[dict[str, Tensor]]):
     by that frame, and counted, as `lightning_vssl.data.dataset.VideoDataset` does with videos. In
     tests such a frame raises. ``test``: every sequence is cut into clips one behind the
     other; those whose first frame does not show the object are left out. A sequence shorter than a
-    clip is held at its last frame, whose box then counts no more.
+    clip is held at its last frame, whose box then counts no more; frames that ``clips`` repeats
+    (CtP's clip does at the end of a short video) keep their box.
 
     Args:
         sequences: What clips are taken from; those without a single box are left out.

@@ -87,8 +87,8 @@ class Supervised(Method):
         """Makes the classifier, once the data's classes are known.
 
         Raises:
-            ValueError: If the number of classes is not known, or not that of the data, or training
-                would mirror clips whose classes tell left from right.
+            ValueError: If the number of classes is not known, or 1, or not that of the data, or
+                training would mirror clips whose classes tell left from right.
         """
         module = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
@@ -102,6 +102,11 @@ class Supervised(Method):
         if self.num_classes and found and self.num_classes != found:
             raise ValueError(
                 f"num_classes={self.num_classes}, but the data has {found} classes; leave it null"
+            )
+        if found == 1:
+            raise ValueError(
+                f"{type(module).__name__} found a single class, so there is nothing to tell apart: "
+                "VideoFolder's root must be the folder that holds one folder per class"
             )
         self.build(self.num_classes or found)
 

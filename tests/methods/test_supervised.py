@@ -174,6 +174,13 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
     nameless.num_classes = 0
     with pytest.raises(ValueError, match="how many classes there are"):
         trainer(tmp_path).fit(small(), nameless)
+    nameless.num_classes = 1
+    with pytest.raises(ValueError, match="Moving found a single class"):
+        trainer(tmp_path).fit(small(), nameless)
+    sided = Moving()
+    sided.handed = True
+    with pytest.raises(ValueError, match="FineTuneViews mirrors clips, and the classes of Moving"):
+        trainer(tmp_path).fit(small(), sided)
     with pytest.raises(ValueError, match="num_classes=5, but the data has 3"):
         trainer(tmp_path).fit(small(num_classes=5), Moving())
     method = small(num_classes=3)
