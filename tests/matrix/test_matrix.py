@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_vssl.backbones.tokens import filled
 from tests.matrix.evaluations import EVALUATIONS, Evaluated
 from tests.matrix.families import FAMILIES, Family
 from tests.matrix.methods import METHODS, Trained
@@ -60,6 +61,8 @@ class TestHelper:
         assert refusal(lambda: family.backbone(""), family) is None
         with pytest.raises(ValueError, match="invalid literal"):
             refusal(lambda: int("one"), family)
+        with pytest.raises(ValueError, match="shorter"):  # Python's own, in the package's line
+            refusal(lambda: filled(small, (2,)), family)
         with pytest.raises(RuntimeError, match="size"):
             refusal(lambda: small + torch.rand(5), family)
 
