@@ -370,7 +370,7 @@ def usable(
             f"{len(missing)} of {total} {name} videos are missing under {manifest.root}:\n"
             f"{manifest.names(missing)}"
         )
-        if lost := sorted({place.file for row in missing if (place := manifest.place(row))}):
+        if lost := sorted({place.file for row in missing if (place := manifest.place(int(row)))}):
             text += (
                 f"\nThe store has lost {len(lost)} files in which such videos lie, the first "
                 f"{lost[0]}: copy it anew, or leave --data.store out."
