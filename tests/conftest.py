@@ -1,10 +1,17 @@
 """Fixtures for all tests."""
 
+import os
 import random
 
-import numpy as np
-import pytest
-import torch
+# Workers that run side by side share the cores: threads that wait for one spin, and slow each other
+# down. Read when torch is imported, by what tests start too.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def _seed(number: int) -> None:
