@@ -6,12 +6,12 @@ import random
 # Workers that run side by side share the cores: threads that wait for one spin, and slow each other
 # down. Read when torch is imported, by what tests start too.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    _workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 
 def _seed(number: int) -> None:
