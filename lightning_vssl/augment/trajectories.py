@@ -6,6 +6,7 @@ released configuration. The sources are `lightning_vssl.augment.patches.PatchTra
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,9 +36,10 @@ class LabelledClips(NamedTuple):
     own: Tensor | None = None
 
 
-class LabelSource(nn.Module):
+class LabelSource(nn.Module, ABC):
     """Where trajectories to learn from come from (section 5.2 and Table 1)."""
 
+    @abstractmethod
     def draw(self, key: Tensor, frames: int, height: int, width: int) -> Any:  # noqa: ANN401
         """Draws what depends on no pixel; `forward` takes it back.
 
@@ -47,8 +49,8 @@ class LabelSource(nn.Module):
             height: Height of the clips in pixels.
             width: Width of the clips in pixels.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, clips: Tensor, drawn: Any, boxes: Tensor | None = None) -> LabelledClips:  # noqa: ANN401
         """Makes the labels, and changes the clips where that is how they are made.
 
@@ -58,7 +60,6 @@ class LabelSource(nn.Module):
             boxes: Boxes that came with the clips, (B, T, N, 4) float, xyxy in pixels, NaN where
                 missing; None where none did.
         """
-        raise NotImplementedError
 
 
 def make_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:

@@ -57,6 +57,18 @@ def classes_of(method: Supervised) -> list[tuple[Tensor, Tensor]]:
     return list(zip(method.head.weight.detach(), method.head.bias.detach(), strict=True))
 
 
+def test_validation_takes_the_mean_logits_of_all_clips(monkeypatch) -> None:
+    method = small()
+    method.build(3)
+    logits = torch.tensor([[[5.0, 0.0, 4.0], [0.0, 5.0, 4.0]]])  # either clip alone is wrong
+    step = {"loss": torch.tensor(0.0), "logits": logits}
+    monkeypatch.setattr(method, "_step", lambda batch: step)
+    monkeypatch.setattr(method, "log", lambda *args, **options: None)
+    method.validation_step({"label": torch.tensor([2]), "index": torch.tensor([0])}, 0)
+    assert method.accuracy is not None
+    assert method.accuracy.compute() == {1: [1.0]}
+
+
 def test_an_image_network_sees_every_frame_by_itself() -> None:
     torch.manual_seed(0)
     network = FrameNet()
